@@ -1,0 +1,1 @@
+"""resin: finds memory leaks in long-running jobs, diagnoses and mitigates them."""

@@ -1,0 +1,1 @@
+"""RProgram to Triton source text, one file per kernel family."""

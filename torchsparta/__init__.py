@@ -1,0 +1,1 @@
+"""torchsparta: pruned and quantized models become fast, with the same numbers out."""
