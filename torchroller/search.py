@@ -1,60 +1,71 @@
 """construct(): from a tensor expression and a device to ranked rPrograms, without running anything.
 
-    scale up    grow an aligned tile from the smallest one, along the axis with the best data-reuse score first,
-                until it fills its memory level
-    scale out   the grid repeats the tile over the device; while the grid is smaller than the machine, shrink along
-                the axis with the worst score
-    refine      try the neighbours of the best tiles, so that wave quantisation is not decided by the growth order
-    rank        by the micro-performance model, cost.estimate
+    scale up    grow an aligned tile from the smallest one, along the axis with the best data-reuse
+                score first, until it fills its memory level
+    scale out   the grid repeats the tile over the device; while the grid is smaller than the machine,
+                shrink along the axis with the worst score
+    refine      rate the neighbours of the best tiles, so that whole rounds of programs count and not the
+                order of growth
+    rank        by the micro-performance model, `cost.estimate`
 
-The search is a pure function of its arguments: no clock, no randomness, no measurement decides anything. It is the
-same for every device; what differs (alignment, capacities, warps, stages) is read from the DeviceSpec.
+A pure function of its arguments: no clock, no randomness and no measurement decides anything. The search is
+the same for every device; what differs (alignment, capacities, warps, stages) is read from the DeviceSpec.
 
-Sources: Zhu et al., ROLLER (OSDI 2022) for rTiles, the reuse score, padding relaxation and scale-out; ranking all
-aligned programs by traffic and waves follows its successors (Welder, OSDI 2023).
+Sources: Zhu et al., ROLLER, OSDI 2022, for rTiles, the reuse score, padding relaxation and scale-out.
+Ranking every aligned program by traffic and waves follows its successor, Welder, OSDI 2023.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torchroller import cost
-from torchroller.cost import Estimate, Launch
-from torchroller.device import TRITON_MAX_NUMEL, DeviceSpec, size_text
+from torchroller import capacity, cost
+from torchroller.capacity import Launch
+from torchroller.cost import Estimate
+from torchroller.device import DeviceSpec
 from torchroller.expr import TensorExpr
-from torchroller.tile import RProgram, RTile, Space, ceil_div, next_pow2, padded
+from torchroller.space import Space
+from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
+from torchroller.traffic import Tiled, register_block, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
-_REFINE_TILES = 40
+_REFINE_TILES = 40  # tiles rated around the best ones
+_FRONT = 3  # best tiles that scale-out and refinement start from
 _EPSILON_STEP, _EPSILON_MAX = 0.2, 1.0
 _MAX_REDUCE_STEP = {True: 512, False: 128}  # of a dot, on a CPU and on a GPU
 _MIN_DOT = 16  # tl.dot on a GPU takes at least 16 along every axis
 
+Extents = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Construction:
-    """What the search found: the best programs first, what it turned down and why, and how long it took."""
+    """What the search found, best first; what it turned down and why; how long it took.
+
+    epsilon: padding of a spatial axis that had to be tolerated, as a share of its length
+    """
 
     ranked: tuple[RProgram, ...]
     rejected: tuple[tuple[RTile, str], ...]
     seconds: float
     visited: int
-    epsilon: float  # tolerated padding of a spatial axis, as a share of its length
+    epsilon: float
 
     @property
     def best(self) -> RProgram:
         return self.ranked[0]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.ranked)} rPrograms of {self.visited} tiles in {self.seconds * 1e3:.1f} ms, "
-                 f"padding up to {self.epsilon:.0%}"]  # fmt: skip
+        lines = [
+            f"{len(self.ranked)} rPrograms out of {self.visited} tiles in {self.seconds * 1e3:.1f} ms, "
+            f"padding up to {self.epsilon:.0%}"
+        ]
         for rank, p in enumerate(self.ranked, 1):
-            lines.append(
-                f"  {rank:>2}. {cost.time_text(p.estimate.time_s):>9}  {p.key}  bound by {p.estimate.bound_by}"
-            )
+            seconds = cost.time_text(p.estimate.time_s)
+            lines.append(f"  {rank:>2}. {seconds:>8}  {p.key}  bound by {p.estimate.bound_by}")
         lines += [f"  rejected {tile}: {reason}" for tile, reason in self.rejected]
         return "\n".join(lines)
 
@@ -68,42 +79,44 @@ def construct(
 ) -> Construction:
     """The `top_k` best rPrograms of `expr` on `device`, best first; always at least one.
 
-    candidates: extents per axis name (block of a spatial axis, step of a reduce axis) to rank instead of searching;
-    left-out axes are taken whole. Candidates that break a capacity are listed in `rejected`, not ranked.
+    candidates: extents per axis name (block of a spatial axis, step of a reduce axis) to rank instead of
+    searching; they are rounded up to powers of two, and axes left out are taken whole. A candidate that
+    breaks a capacity is listed in `rejected`, not ranked.
     Raises ValueError when `top_k` is below 1, an axis name is unknown, or no candidate fits.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; ask for at least 1 rProgram")
     started = time.perf_counter()
     search = _Search(Space(expr), device)
-    if candidates is not None:
+    if candidates is None:
+        search.run(top_k)
+    else:
         for extents in candidates:
             search.visit(tuple(next_pow2(x) for x in search.space.order(extents)))
         if not search.found:
             reasons = "; ".join(sorted(set(search.rejected.values()))) or "the list is empty"
             raise ValueError(f"no candidate for {expr.name} fits {device.name}: {reasons}")
-    else:
-        search.run(top_k)
     ranked = sorted(search.found.values(), key=lambda c: c.rank)[:top_k]
     return Construction(
-        tuple(search.program(c) for c in ranked),
-        tuple((search.space.tile(e), why) for e, why in sorted(search.rejected.items())),
-        time.perf_counter() - started, len(search.found) + len(search.rejected), search.epsilon,
-    )  # fmt: skip
+        ranked=tuple(_program(search.space, device, c) for c in ranked),
+        rejected=tuple((search.space.tile(e), why) for e, why in sorted(search.rejected.items())),
+        seconds=time.perf_counter() - started,
+        visited=len(search.found) + len(search.rejected),
+        epsilon=search.epsilon,
+    )
 
 
-@dataclass(frozen=True)
 class _Candidate:
-    extents: tuple[int, ...]
-    launch: Launch
-    estimate: Estimate
+    """A tile with its best launch parameters."""
 
-    @property
-    def rank(self) -> tuple:
-        """Ties are broken by launch size and extents, never by the order of discovery."""
-        e = self.estimate
-        return (e.time_s, sum(n for _, n in e.level_bytes), self.launch.num_warps, self.launch.num_stages,
-                tuple(-x for x in self.extents))  # fmt: skip
+    __slots__ = ("tiled", "extents", "launch", "estimate", "rank")
+
+    def __init__(self, tiled: Tiled, launch: Launch, estimate: Estimate) -> None:
+        self.tiled, self.extents, self.launch, self.estimate = tiled, tuple(tiled.e), launch, estimate
+        # Ties are broken by bytes moved, launch size and extents, never by the order of discovery.
+        moved = sum(n for _, n in estimate.level_bytes)
+        larger_first = tuple(-x for x in self.extents)
+        self.rank = (estimate.time_s, moved, launch.num_warps, launch.num_stages, larger_first)
 
 
 class _Search:
@@ -112,132 +125,69 @@ class _Search:
     def __init__(self, space: Space, device: DeviceSpec) -> None:
         self.space, self.device = space, device
         self.limits = tuple(next_pow2(d) for d in space.extents)
-        self.start = self._start()
+        self.start = self._smallest()
         self.epsilon = 0.0
-        self.found: dict[tuple[int, ...], _Candidate] = {}
-        self.rejected: dict[tuple[int, ...], str] = {}
-        self._measures: dict[tuple[int, ...], tuple[float, float]] = {}
+        self.found: dict[Extents, _Candidate] = {}
+        self.rejected: dict[Extents, str] = {}
+        self._measures: dict[Extents, tuple[float, float]] = {}
 
-    # -- alignment ---------------------------------------------------------------------------------
-
-    def _start(self) -> tuple[int, ...]:
-        """The smallest aligned tile: matrix instruction or register block, vector and transaction widths."""
+    def _smallest(self) -> Extents:
+        """The smallest aligned tile: matrix instruction or register block, vector, transaction, warp."""
         space, device = self.space, self.device
         e = [1] * len(space.extents)
-        if space.has_dot:
-            if device.is_cpu:
-                rows, vectors = device.micro_kernels[0]
-                self._spread(e, space.m_axes, rows, force=False)
-                self._spread(e, space.n_axes, vectors * device.lanes(4), force=False)
-                self._spread(e, space.reduce, device.lanes(4), force=False)
-            else:
-                for axes in (space.m_axes, space.n_axes, space.reduce):
-                    self._spread(e, axes, _MIN_DOT, force=True)
-            return tuple(e)
-        for i in space.inner:
+        if space.has_dot and device.is_cpu:
+            rows, vectors = device.micro_kernels[0]
+            self._spread(e, space.m_axes, rows)
+            self._spread(e, space.n_axes, vectors * device.lanes(4))
+            self._spread(e, space.reduce, device.lanes(4))
+        elif space.has_dot:
+            for axes in (space.m_axes, space.n_axes, space.reduce):
+                self._spread(e, axes, _MIN_DOT)
+                if axes:
+                    e[axes[-1]] *= ceil_div(_MIN_DOT, math.prod(e[i] for i in axes))
+        else:
             width = max(1, device.dram.transaction_bytes // space.itemsize)
-            e[i] = min(next_pow2(width), self.limits[i])
+            for i in space.inner:
+                e[i] = min(next_pow2(width), self.limits[i])
+            by_contiguity = sorted(range(len(e)), key=lambda i: (i in space.inner, i))
+            self._spread(e, by_contiguity, max(math.prod(e), device.warp_size))
         return tuple(e)
 
-    def _spread(self, e: list[int], axes: tuple[int, ...], width: int, force: bool) -> None:
-        """Give `axes` together at least `width` points, the innermost axis first."""
+    def _spread(self, e: list[int], axes: Sequence[int], width: int) -> None:
+        """Give `axes` together at least `width` points where they are that long, the last axis first."""
         for i in reversed(axes):
-            e[i] = min(width, self.limits[i])
-            width = ceil_div(width, e[i])
-        if force and axes and width > 1:
-            e[axes[-1]] *= width
+            others = math.prod(e[j] for j in axes if j != i)
+            e[i] = max(e[i], min(next_pow2(ceil_div(width, others)), self.limits[i]))
 
-    def _next(self, e: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
-        """The next aligned tile along an axis: twice as long, unless that passes the axis or pads it too much."""
-        space = self.space
-        extent = e[axis]
-        if extent >= self.limits[axis]:
-            return None
-        if space.is_reduce[axis]:
-            if space.has_dot and extent >= _MAX_REDUCE_STEP[self.device.is_cpu]:
-                return None
-            return e[:axis] + (2 * extent,) + e[axis + 1 :]
-        length = space.extents[axis]
-        wider = 2 * extent
-        while wider <= self.limits[axis]:
-            if padded(length, wider) <= length * (1 + self.epsilon):
-                return e[:axis] + (wider,) + e[axis + 1 :]
-            wider *= 2
+    def _next(self, e: Extents, axis: int) -> Extents | None:
+        """The next aligned tile along an axis: the next power of two that pads a spatial axis tolerably."""
+        space, extent, limit = self.space, e[axis], self.limits[axis]
+        if space.is_reduce[axis] and space.has_dot:
+            limit = min(limit, _MAX_REDUCE_STEP[self.device.is_cpu])
+        allowed = space.extents[axis] * (1 + self.epsilon)
+        while extent < limit:
+            extent *= 2
+            if space.is_reduce[axis] or padded(space.extents[axis], extent) <= allowed:
+                return (*e[:axis], extent, *e[axis + 1 :])
         return None
 
-    def violation(self, e: tuple[int, ...], launch: Launch) -> str | None:
-        """Why a tile cannot run, or None."""
-        space, device = self.space, self.device
-        block = math.prod(e[i] for i in space.spatial)
-        for o in space.operands:
-            numel = math.prod(e[i] for i in o.axes)
-            if numel > TRITON_MAX_NUMEL:
-                return f"block of {o.tensor} has {numel} elements, Triton takes {TRITON_MAX_NUMEL}"
-        if device.is_cpu:
-            cache = device.private_levels[0] if device.private_levels else device.levels[-1]
-            need = space.footprint(e) + (block * 4 if space.has_dot else 0)
-            if need > cache.capacity_bytes and e != self.start:
-                return f"tiles take {size_text(need)}, {cache.name} holds {size_text(cache.capacity_bytes)}"
+    def _halve(self, e: Extents, axis: int) -> Extents | None:
+        if e[axis] <= self.start[axis]:
             return None
-        scratch = cost.scratch_bytes(space, device, list(e), launch.num_stages)
-        if scratch > device.program_scratch_bytes:
-            return (f"{launch.num_stages} stages take {size_text(scratch)} of shared memory, "
-                    f"a program has {size_text(device.program_scratch_bytes)}")  # fmt: skip
-        registers = cost.thread_registers(space, device, list(e), launch.num_warps)
-        if registers > device.thread_registers:
-            return f"{registers:.0f} registers per thread, the limit is {device.thread_registers}"
-        used = registers * launch.num_warps * device.warp_size
-        if used > device.unit_registers:
-            return f"{used:.0f} registers per program, a unit has {device.unit_registers}"
-        if device.accumulator_bytes and space.has_dot and block * 4 > device.accumulator_bytes:
-            return (
-                f"accumulators take {size_text(block * 4)}, a unit has {size_text(device.accumulator_bytes)}"
-            )
-        return None
+        return (*e[:axis], e[axis] // 2, *e[axis + 1 :])
 
-    def launches(self, e: tuple[int, ...]) -> list[Launch]:
-        """Warps and stages worth rating for a tile: warps keep a thread's share near a good size."""
-        space, device = self.space, self.device
-        if device.is_cpu:
-            return [Launch(1, 1)]
-        block = math.prod(e[i] for i in space.spatial)
-        if not space.has_dot:
-            points = block * math.prod(e[i] for i in space.reduce)
-            per_thread = max(1, 2 * device.vector_bytes // space.itemsize)
-            warps = next_pow2(ceil_div(points, per_thread * device.warp_size))
-            few = max(1, min(warps, 8))
-            return [
-                Launch(w, 1)
-                for w in (few, 16, 32)
-                if few <= w <= device.max_warps and (w == few or w <= warps)
-            ]
-        matrix = device.peak(space.dot_dtype).matrix_flops is not None
-        target = 64 if matrix else 32
-        ideal = next_pow2(ceil_div(block, target * device.warp_size))
-        least = 4 if block >= 64 * 64 else 1
-        warps = {max(least, min(w, device.max_warps, 8 if matrix else 16)) for w in (ideal, ideal // 2)}
-        trips = max(1, math.prod(ceil_div(space.extents[i], e[i]) for i in space.reduce))
-        stages = {min(s, max(1, trips)) if trips > 1 else 1 for s in device.stages}
-        fitting = [s for s in sorted(stages)
-                   if cost.scratch_bytes(space, device, list(e), s) <= device.program_scratch_bytes]  # fmt: skip
-        chosen = fitting[-2:] or [min(stages)]
-        return [Launch(w, s) for w in sorted(warps) for s in chosen]
-
-    # -- the walk ----------------------------------------------------------------------------------
-
-    def visit(self, e: tuple[int, ...]) -> _Candidate | None:
+    def visit(self, e: Extents) -> _Candidate | None:
         """Rate a tile with its best launch parameters; None when it does not fit."""
-        if e in self.found:
-            return self.found[e]
-        if e in self.rejected:
-            return None
+        if e in self.found or e in self.rejected:
+            return self.found.get(e)
         best, why = None, ""
-        for launch in self.launches(e):
-            broken = self.violation(e, launch)
+        tiled = Tiled(self.space, self.device, e)
+        for launch in capacity.launches(tiled):
+            broken = capacity.violation(tiled, launch, smallest=e == self.start)
             if broken:
                 why = broken
                 continue
-            candidate = _Candidate(e, launch, cost.estimate(self.space, self.device, list(e), launch))
+            candidate = _Candidate(tiled, launch, cost.estimate(tiled, launch))
             if best is None or candidate.rank < best.rank:
                 best = candidate
         if best is None:
@@ -246,23 +196,22 @@ class _Search:
             self.found[e] = best
         return best
 
-    def _measure(self, e: tuple[int, ...]) -> tuple[float, float]:
-        if e not in self._measures:
-            self._measures[e] = (
-                self.space.traffic(e, self.device.dram.transaction_bytes),
-                self.space.footprint(e),
-            )
-        return self._measures[e]
-
-    def score(self, e: tuple[int, ...], larger: tuple[int, ...]) -> float:
+    def score(self, e: Extents, larger: Extents) -> float:
         """Data-reuse score of a step: traffic saved per byte of footprint added."""
         traffic, footprint = self._measure(e)
         traffic2, footprint2 = self._measure(larger)
         added = footprint2 - footprint
         return (traffic - traffic2) / added if added > 0 and traffic > traffic2 else 0.0
 
-    def _steps(self, e: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The next tiles, best data-reuse score first; among equals the axis that is contiguous, then the inner one."""
+    def _measure(self, e: Extents) -> tuple[float, float]:
+        known = self._measures.get(e)
+        if known is None:
+            traffic = self.space.traffic(e, self.device.dram.transaction_bytes)
+            known = self._measures[e] = (traffic, self.space.footprint(e))
+        return known
+
+    def _steps(self, e: Extents) -> list[Extents]:
+        """The next tiles, best data-reuse score first; among equals contiguous axes, then inner ones."""
         options = []
         for axis in range(len(e)):
             larger = self._next(e, axis)
@@ -270,58 +219,60 @@ class _Search:
                 options.append((-self.score(e, larger), axis not in self.space.inner, -axis, larger))
         return [o[-1] for o in sorted(options)]
 
+    def _front(self) -> list[Extents]:
+        return sorted(self.found, key=lambda e: self.found[e].rank)[:_FRONT]
+
     def scale_up(self) -> None:
-        """Depth first along the best scores, within a fixed number of tiles; a tile that does not fit ends its branch."""
+        """Depth first along the best scores, a fixed number of tiles; what does not fit ends its branch."""
         stack, seen = [self.start], set()
         while stack and len(seen) < _SCALE_UP_TILES:
             e = stack.pop()
-            if e in seen:
-                continue
-            seen.add(e)
-            if self.visit(e) is not None:
-                stack.extend(reversed(self._steps(e)))
+            if e not in seen:
+                seen.add(e)
+                if self.visit(e) is not None:
+                    stack.extend(reversed(self._steps(e)))
 
     def scale_out(self) -> None:
         """While the grid leaves units idle, halve the spatial axis whose growth reused the least."""
-        for e in sorted(self.found, key=lambda e: self.found[e].rank)[:3]:
-            while cost.grid_of(self.space, list(e)) < self.device.units:
+        for e in self._front():
+            while self.found[e].tiled.grid < self.device.units:
                 options = []
                 for axis in self.space.spatial:
-                    if e[axis] > self.start[axis]:
-                        smaller = e[:axis] + (e[axis] // 2,) + e[axis + 1 :]
+                    smaller = self._halve(e, axis)
+                    if smaller is not None:
                         options.append((self.score(smaller, e), -axis, smaller))
                 if not options:
                     break
                 e = min(options)[-1]
-                self.visit(e)
+                if self.visit(e) is None:
+                    break
 
     def refine(self) -> None:
         """Rate the neighbours of the best tiles until none of them is better."""
-        asked: set[tuple[int, ...]] = set()
+        asked: set[Extents] = set()
         budget = _REFINE_TILES
         while budget > 0:
-            front = sorted(self.found, key=lambda e: self.found[e].rank)[:3]
-            around = [n for e in front if e not in asked for n in self._neighbours(e)]
-            asked.update(front)
-            fresh = [n for n in dict.fromkeys(around) if n not in self.found and n not in self.rejected]
+            fresh = [e for e in self._front() if e not in asked]
             if not fresh:
-                if all(e in asked for e in sorted(self.found, key=lambda e: self.found[e].rank)[:3]):
-                    return
-                continue
-            for n in fresh[:budget]:
+                return
+            asked.update(fresh)
+            around = dict.fromkeys(n for e in fresh for n in self._neighbours(e))
+            for n in [n for n in around if n not in self.found and n not in self.rejected][:budget]:
                 self.visit(n)
-            budget -= len(fresh)
+                budget -= 1
 
-    def _neighbours(self, e: tuple[int, ...]) -> list[tuple[int, ...]]:
+    def _neighbours(self, e: Extents) -> list[Extents]:
+        """One axis longer, one shorter, or one shorter and another longer."""
         near = self._steps(e)
         for axis in range(len(e)):
-            if e[axis] > self.start[axis]:
-                smaller = e[:axis] + (e[axis] // 2,) + e[axis + 1 :]
+            smaller = self._halve(e, axis)
+            if smaller is not None:
                 near.append(smaller)
                 near += [n for other in range(len(e)) if other != axis and (n := self._next(smaller, other))]
         return near
 
     def run(self, top_k: int) -> None:
+        """Scale up, out and refine, tolerating more padding until there is choice enough."""
         while True:
             self.scale_up()
             self.scale_out()
@@ -330,60 +281,59 @@ class _Search:
                 break
             self.epsilon = min(_EPSILON_MAX, self.epsilon + _EPSILON_STEP)
         if not self.found:
-            # Even the smallest aligned tile breaks a capacity (a huge register tile per point): run it regardless.
-            launch = self.launches(self.start)[0]
-            e = self.start
-            self.found[e] = _Candidate(e, launch, cost.estimate(self.space, self.device, list(e), launch))
+            # Even the smallest aligned tile breaks a limit of the model: offer it, the compiler may spill.
+            tiled = Tiled(self.space, self.device, self.start)
+            launch = capacity.launches(tiled)[0]
+            self.found[self.start] = _Candidate(tiled, launch, cost.estimate(tiled, launch))
 
-    # -- result ------------------------------------------------------------------------------------
 
-    def program(self, c: _Candidate) -> RProgram:
-        space, device, e = self.space, self.device, c.extents
-        names = space.names
-        block = {names[i]: e[i] for i in space.spatial}
-        step = {names[i]: e[i] for i in space.reduce}
-        return RProgram(
-            space.expr.name, device.name, block, step, c.launch.num_warps, c.launch.num_stages,
-            cost.grid_of(space, list(e)), self._levels(c), c.estimate, dict(zip(names, space.extents)),
-        )  # fmt: skip
+def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
+    names, e = space.names, c.extents
+    return RProgram(
+        name=space.expr.name,
+        device=device.name,
+        block={names[i]: e[i] for i in space.spatial},
+        step={names[i]: e[i] for i in space.reduce},
+        num_warps=c.launch.num_warps,
+        num_stages=c.launch.num_stages,
+        grid=c.tiled.grid,
+        levels=_levels(space, device, c),
+        estimate=c.estimate,
+        extents=dict(zip(names, space.extents)),
+    )
 
-    def _levels(self, c: _Candidate) -> tuple[tuple[str, RTile], ...]:
-        """The tile that is resident at each level, from the whole problem down to registers."""
-        space, device, e = self.space, self.device, c.extents
-        whole = [d if r else x for x, d, r in zip(e, space.extents, space.is_reduce)]
-        levels = [(device.dram.name, space.tile(space.extents))]
-        wave = cost._wave_tile(space, device, list(e), whole, c.estimate.occupancy)
-        levels += [
-            (lv.name, space.tile([min(x, d) for x, d in zip(wave, space.extents)]))
-            for lv in device.shared_levels
-        ]
-        levels += [(lv.name, space.tile(e)) for lv in device.private_levels]
-        levels.append(("registers", space.tile(self._register_tile(c))))
-        return tuple(levels)
 
-    def _register_tile(self, c: _Candidate) -> list[int]:
-        """Per core the register block, per GPU thread its share of the block; innermost axes first."""
-        space, device, e = self.space, self.device, c.extents
-        tile = [1] * len(e)
+def _levels(space: Space, device: DeviceSpec, c: _Candidate) -> tuple[tuple[str, RTile], ...]:
+    """The tile that is resident at each level, from the whole problem down to registers."""
+    wave = wave_tile(c.tiled, c.estimate.occupancy)
+    held = space.tile([min(x, d) for x, d in zip(wave, space.extents)])
+    return (
+        (device.dram.name, space.tile(space.extents)),
+        *((level.name, held) for level in device.shared_levels),
+        *((level.name, space.tile(c.extents)) for level in device.private_levels),
+        ("registers", space.tile(_register_tile(space, device, c))),
+    )
+
+
+def _register_tile(space: Space, device: DeviceSpec, c: _Candidate) -> list[int]:
+    """The register block of a core, or a GPU thread's share of the block; innermost axes first."""
+    tile = [1] * len(c.extents)
+    share = max(1, c.tiled.block // (c.launch.num_warps * device.warp_size))
+    if space.has_dot:
+        cols = next_pow2(round(math.sqrt(share)))
+        rows = max(1, share // cols)
         if device.is_cpu:
-            if space.has_dot:
-                rows, cols = cost._register_block(space, device, list(e))
-                self._fill(tile, e, space.m_axes, rows)
-                self._fill(tile, e, space.n_axes, cols)
-            else:
-                self._fill(tile, e, tuple(sorted(space.inner)) or space.spatial, device.lanes(space.itemsize))
-            return tile
-        share = max(1, math.prod(e[i] for i in space.spatial) // (c.launch.num_warps * device.warp_size))
-        if space.has_dot:
-            n = next_pow2(round(math.sqrt(share)))
-            self._fill(tile, e, space.n_axes, n)
-            self._fill(tile, e, space.m_axes, max(1, share // n))
-        else:
-            self._fill(tile, e, (*space.spatial, *space.reduce), share)
-        return tile
+            rows, cols = register_block(c.tiled)
+        _fill(tile, c.extents, space.m_axes, rows)
+        _fill(tile, c.extents, space.n_axes, cols)
+    elif device.is_cpu:
+        _fill(tile, c.extents, sorted(space.inner), device.lanes(space.itemsize))
+    else:
+        _fill(tile, c.extents, (*space.spatial, *space.reduce), share)
+    return tile
 
-    @staticmethod
-    def _fill(tile: list[int], e: tuple[int, ...], axes: tuple[int, ...], width: int) -> None:
-        for i in reversed(axes):
-            tile[i] = min(width, e[i])
-            width = max(1, width // tile[i])
+
+def _fill(tile: list[int], e: Extents, axes: Sequence[int], width: int) -> None:
+    for i in reversed(axes):
+        tile[i] = min(width, e[i])
+        width = max(1, width // tile[i])
