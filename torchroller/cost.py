@@ -82,8 +82,11 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     bound_by, slowest = max((*level_s, ("compute", compute_s)), key=lambda item: item[1])
     rest = compute_s + sum(s for _, s in level_s) - slowest
     body = slowest + device.exposed * rest
-    iterations = t.steps * max(1, space.passes) if t.steps > 1 else 1
-    overhead = device.launch_s + t.rounds / resident * (device.program_s + iterations * device.step_s)
+    iterations = t.steps * max(1, space.passes) if t.steps > 1 else 0
+    iteration_s = device.step_s
+    if not device.is_cpu and launch.num_stages == 1:
+        iteration_s += device.levels[0].latency_s  # nothing fetches the next step while this one computes
+    overhead = device.launch_s + t.rounds / resident * (device.program_s + iterations * iteration_s)
     if t.grid > 1:
         overhead += device.fork_s
     if device.units > 1:

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torchroller.device import GB_S, GiB, KiB, DeviceSpec, MemLevel, MiB, Peak
+from torchroller.device import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
@@ -60,15 +60,38 @@ def read_cpu(
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )
     return DeviceSpec(
-        name=_model_name(root) or name, kind="cpu", arch=name, units=units,
+        name=_model_name(root) or name,
+        kind="cpu",
+        arch=name,
+        units=units,
         levels=_levels(root, units, vector_bytes, cycle_s, calibration),
-        peaks=(Peak("float64", peak / 2), Peak("float32", peak), Peak("float16", peak),
-               Peak("bfloat16", peak, bf16, (1, 16, 2)), Peak("int8", peak, int8, (1, 16, 4))),
-        warp_size=1, max_warps=1, unit_warps=1, unit_partitions=1, unit_registers=32 * vector_bytes // 4,
-        thread_registers=32 * vector_bytes // 4, program_scratch_bytes=0, unit_scratch_bytes=0, accumulator_bytes=0,
-        stages=(1,), vector_bytes=vector_bytes, micro_kernels=micro, launch_s=3e-7, fork_s=7e-7 if units > 1 else 0.0,
-        program_s=8e-8, step_s=2e-8, exposed=0.2, skew=0.15, source=source,
-    )  # fmt: skip
+        peaks=(
+            Peak("float64", peak / 2),
+            Peak("float32", peak),
+            Peak("float16", peak),
+            Peak("bfloat16", peak, bf16, (1, 16, 2)),
+            Peak("int8", peak, int8, (1, 16, 4)),
+        ),
+        warp_size=1,
+        max_warps=1,
+        unit_warps=1,
+        unit_partitions=1,
+        unit_registers=8 * vector_bytes,
+        thread_registers=8 * vector_bytes,
+        program_scratch_bytes=0,
+        unit_scratch_bytes=0,
+        accumulator_bytes=0,
+        stages=(1,),
+        vector_bytes=vector_bytes,
+        micro_kernels=micro,
+        launch_s=3e-7,
+        fork_s=7e-7 if units > 1 else 0.0,
+        program_s=8e-8,
+        step_s=2e-8,
+        exposed=0.2,
+        skew=0.15,
+        source=source,
+    )
 
 
 def _levels(
@@ -78,15 +101,15 @@ def _levels(
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
     levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, units, 9e-8, one_core, run_overhead_bytes=256)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
-        shared_by = units if sharers >= units and level >= 3 else 1
-        # Bytes a clock of one core: two loads from L1, about one line every two clocks from L2, a third of it from L3.
-        per_clock = {1: 2 * vector_bytes, 2: 32}.get(level, 10)
-        cores_served = units if shared_by > 1 else 1
-        capacity = size if shared_by > 1 or sharers <= 2 else size // sharers
-        levels.append(
-            MemLevel(f"L{level}", capacity, per_clock / cycle_s * cores_served, 64, shared_by,
-                     {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8), per_clock / cycle_s, run_overhead_bytes={1: 0, 2: 0}.get(level, 64))
-        )  # fmt: skip
+        # Bytes a clock for one core: two loads from L1, a line every two clocks from L2, a third of it from L3.
+        one = {1: 2 * vector_bytes, 2: 32}.get(level, 10) / cycle_s
+        latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
+        if level >= 3:
+            levels.append(MemLevel(f"L{level}", size, one * units, 64, units, latency_s, one, 64))
+        else:
+            # Two hyper-threads of one core share its caches; more sharers are cores that split them.
+            own = size if sharers <= 2 else size * 2 // sharers
+            levels.append(MemLevel(f"L{level}", own, one, 64, 1, latency_s, one))
     return tuple(levels)
 
 
