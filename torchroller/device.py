@@ -50,7 +50,8 @@ class MemLevel:
 class Peak:
     """FLOP/s of the whole device for one operand type, on its vector and on its matrix units.
 
-    `instruction` is the shape m, n, k of one matrix instruction; `matrix_flops` is None where `tl.dot` of that type runs on the vector units.
+    `instruction` is the shape m, n, k of one matrix instruction; `matrix_flops` is None where `tl.dot` of
+    that type runs on the vector units.
     """
 
     dtype: str
@@ -238,7 +239,7 @@ def _gpu(
 ) -> DeviceSpec:
     """A GPU spec; `differences` replace what the shipped GPUs have in common.
 
-    Shared memory delivers 32 banks of 4 bytes a clock on all of them. NVIDIA keeps 1 KiB per program for itself.
+    Shared memory delivers 32 banks of 4 bytes a clock on all of them. NVIDIA keeps 1 KiB per program.
     """
     shared = MemLevel("shared", scratch_kib * KiB, 128 * clock_hz, 128, latency_s=2e-8, explicit=True)
     common = DeviceSpec(

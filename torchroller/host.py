@@ -101,7 +101,7 @@ def _levels(
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
     levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, units, 9e-8, one_core, run_overhead_bytes=256)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
-        # Bytes a clock for one core: two loads from L1, a line every two clocks from L2, a third of it from L3.
+        # Bytes a clock for one core: two loads from L1, half a line from L2, a sixth of one from L3.
         one = {1: 2 * vector_bytes, 2: 32}.get(level, 10) / cycle_s
         latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
         if level >= 3:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torchroller.device import DeviceSpec, MemLevel
+from torchroller.device import DeviceSpec
 from torchroller.space import Space
-from torchroller.tile import ceil_div, next_pow2, padded
+from torchroller.tile import ceil_div, next_pow2
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
@@ -107,23 +107,19 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
+    dram_level = device.dram
     shared = dram = 0.0
     for o, program, total in zip(space.operands, t.program_bytes, space.total_bytes):
-        run = o.run_bytes(t.e)
         walks = max(1, o.passes)
         if cache is not None:
-            shared += t.grid * program * _run_charge(run, cache) * (walks if walks_again else 1)
+            charge = o.charge(t.e, cache.transaction_bytes, cache.run_overhead_bytes)
+            shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
                 again *= ceil_div(space.extents[i], wave[i])
-        dram += total * _run_charge(run, device.dram) * again
+        dram += total * o.charge(t.e, dram_level.transaction_bytes, dram_level.run_overhead_bytes) * again
     return shared, dram
-
-
-def _run_charge(run: int, level: MemLevel) -> float:
-    """Bytes that a level spends per useful byte when contiguous runs are `run` bytes long."""
-    return (padded(run, level.transaction_bytes) + level.run_overhead_bytes) / run
 
 
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
@@ -139,7 +135,7 @@ def cache_bytes(t: Tiled) -> list[float]:
     """Bytes that leave each private cache of a core during one program, outermost level first."""
     levels = t.device.private_levels
     if not t.space.has_dot:
-        # What leaves a level has missed the levels inside it; later walks are served from where the data fits.
+        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
         inside = [lv.capacity_bytes for lv in levels[1:]] + [0]
         return [float(t.walked if t.looped > capacity else t.once) for capacity in inside]
     rows, cols = register_block(t)
