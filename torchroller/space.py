@@ -295,7 +295,7 @@ class Space:
             if index.indirect is not None:
                 # One gathered row per point of the axes that the index value itself moves along.
                 terms = tuple((axis, 1) for axis in self._axes_of(index.indirect))
-            dims.append((length, terms, abs(stride)))
+            dims.append((max(1, length), terms, abs(stride)))
         dims.sort(key=lambda d: (d[2], d[0]))
         axes = frozenset(axis for _, terms, _ in dims for axis, _ in terms)
         indirect = any(a.indirect is not None for a in access.index)
