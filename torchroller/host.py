@@ -54,8 +54,8 @@ def read_cpu(
     cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
     bf16 = peak * 2 if "avx512bf16" in features else None
     int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
-    # 32 registers hold 8x2 or 4x4 vectors of accumulators plus operands; 16 registers hold 4x2.
-    micro = ((8, 2), (4, 4)) if wide or vector_bytes == 16 else ((4, 2),)
+    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
+    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
     source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )

@@ -156,6 +156,7 @@ class Space:
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
         self.has_dot = bool(expr.dots)
+        self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
         a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
         b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
         self.m_axes = tuple(i for i in self.spatial if i in a_axes - b_axes)
