@@ -69,7 +69,7 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     level_bytes: list[tuple[str, float]] = []
     inner = iter(private)
     for level in device.levels:
-        if level.shared_by == 1:
+        if level.private:
             moved = next(inner)
             seconds = t.rounds * moved / level.bandwidth_bytes_per_s
             moved *= t.grid
@@ -164,7 +164,9 @@ def _gpu_efficiency(t: Tiled, device: DeviceSpec, space: Space, launch: Launch, 
     # A thread with side x side accumulators loads 2 * side values for side * side multiply-adds, and shared
     # memory delivers fewer lanes a clock than the FMA pipes consume.
     side = math.sqrt(max(1.0, t.block / (launch.num_warps * device.warp_size)))
-    lanes_per_load = peak.vector_flops / device.units / 2 / (device.private_levels[0].bandwidth_bytes_per_s / 4)
+    lanes_per_load = (
+        peak.vector_flops / device.units / 2 / (device.private_levels[0].bandwidth_bytes_per_s / 4)
+    )
     return share * side / (side + _LOAD_COST * lanes_per_load)
 
 

@@ -7,15 +7,15 @@ def zen5_spec(units: int = 2) -> DeviceSpec:
     """Two Zen 5 cores as measured: 266 GFLOP/s a core, 45 GB/s of DRAM, 48 KiB L1, 1 MiB L2, 32 MiB L3."""
     hz, peak = 4.15e9, 266e9 * units
     return DeviceSpec(
-        name="Zen 5",
+        name="Zen 5" if units > 1 else "Zen 5, 1 core",
         kind="cpu",
         arch="znver5",
         units=units,
         levels=(
-            MemLevel("DRAM", 24 * GiB, 45 * GB_S, 64, units, 9e-8, 28 * GB_S, 256),
-            MemLevel("L3", 32 * MiB, 10 * hz * units, 64, units, 1.5e-8, 10 * hz, 64),
-            MemLevel("L2", 1 * MiB, 48 * hz, 64, 1, 4e-9, 48 * hz),
-            MemLevel("L1", 48 * KiB, 128 * hz, 64, 1, 1.5e-9, 128 * hz),
+            MemLevel("DRAM", 24 * GiB, 45 * GB_S, 64, False, 9e-8, 28 * GB_S, 256),
+            MemLevel("L3", 32 * MiB, 10 * hz * units, 64, False, 1.5e-8, 10 * hz, 64),
+            MemLevel("L2", 1 * MiB, 48 * hz, 64, True, 4e-9, 48 * hz),
+            MemLevel("L1", 48 * KiB, 128 * hz, 64, True, 1.5e-9, 128 * hz),
         ),
         peaks=(
             Peak("float64", peak / 2),

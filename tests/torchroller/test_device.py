@@ -63,7 +63,7 @@ def test_shipped_specs_are_consistent(spec):
     assert spec.dram.bandwidth_bytes_per_s < spec.shared_levels[0].bandwidth_bytes_per_s
     inner = spec.private_levels[0].bandwidth_bytes_per_s * spec.units
     assert spec.shared_levels[0].bandwidth_bytes_per_s < inner
-    assert spec.dram.shared_by == spec.shared_levels[0].shared_by == spec.units
+    assert not spec.dram.private
     for peak in spec.peaks:
         assert peak.matrix_flops is None or peak.matrix_flops >= peak.vector_flops
     assert spec.source
@@ -88,11 +88,11 @@ def test_a_spec_prints_what_a_person_checks():
 def test_cpu_is_read_from_sysfs(machine):
     spec = read(machine)
     assert (spec.kind, spec.arch, spec.units, spec.name) == ("cpu", "znver5", 2, "Test CPU")
-    assert [(lv.name, lv.capacity_bytes, lv.shared_by) for lv in spec.levels] == [
-        ("DRAM", 16 * 1024 * MiB, 2),
-        ("L3", 32 * MiB, 2),
-        ("L2", 1 * MiB, 1),
-        ("L1", 48 * KiB, 1),
+    assert [(lv.name, lv.capacity_bytes, lv.private) for lv in spec.levels] == [
+        ("DRAM", 16 * 1024 * MiB, False),
+        ("L3", 32 * MiB, False),
+        ("L2", 1 * MiB, True),
+        ("L1", 48 * KiB, True),
     ]
     assert spec.peak("float32").vector_flops == 2 * 2 * 2 * 16 * 4e9  # cores, FMA, pipes, lanes, clock
     assert spec.peak("bfloat16").matrix_flops == 2 * spec.peak("float32").vector_flops
@@ -126,7 +126,9 @@ def test_no_or_a_large_quota_changes_nothing(machine, text):
 
 
 def test_cores_can_be_chosen(machine):
-    assert read(machine, cores=1).units == 1
+    one = read(machine, cores=1)
+    assert one.units == 1
+    assert [lv.name for lv in one.private_levels] == ["L2", "L1"]
 
 
 def test_a_machine_that_tells_nothing_still_gets_a_spec(tmp_path):

@@ -26,7 +26,7 @@ from torchroller.tile import ceil_div
 from torchroller.traffic import Tiled
 
 ZEN5 = zen5_spec()
-DEVICES = [V100, A100, H100, B200, MI300X, ZEN5]
+DEVICES = [V100, A100, H100, B200, MI300X, ZEN5, zen5_spec(1)]
 by_name = pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 
 
