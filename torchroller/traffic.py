@@ -16,11 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torchroller.device import DeviceSpec
-from torchroller.space import Space
+from torchroller.device import DeviceSpec, MemLevel
+from torchroller.space import Operand, Space
 from torchroller.tile import ceil_div, next_pow2
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
+_ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
+_SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
+_REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
 _UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
@@ -108,19 +111,44 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
-    dram_level = device.dram
+    near_private = _streamed(t, private) if private else t.e
+    near_shared = _streamed(t, capacity / (1 if device.is_cpu else device.units * occupancy))
     shared = dram = 0.0
     for o, program, total in zip(space.operands, t.program_bytes, space.total_bytes):
         walks = max(1, o.passes)
         if cache is not None:
-            charge = o.charge(t.e, cache.transaction_bytes, cache.run_overhead_bytes)
+            charge = _charge(o, t, near_private, cache)
             shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
                 again *= ceil_div(space.extents[i], wave[i])
-        dram += total * o.charge(t.e, dram_level.transaction_bytes, dram_level.run_overhead_bytes) * again
+        dram += total * _charge(o, t, near_shared, device.dram) * again
     return shared, dram
+
+
+def _charge(o: Operand, t: Tiled, near: Sequence[int], level: MemLevel) -> float:
+    """Bytes spent per useful byte: whole transactions of what is used while they stay, and starts of runs."""
+    useful, _ = o.run(t.e, level.transaction_bytes)
+    return o.charge(near, level.transaction_bytes) + level.run_overhead_bytes / useful
+
+
+def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
+    """The tile and what follows it in program order, as far as a cache of this capacity keeps every line.
+
+    A program that takes part of a line leaves the rest for the next ones, if they come before it is evicted.
+    """
+    space, width = t.space, t.device.dram.transaction_bytes
+    if all(o.charge(t.e, width) <= 1.0 for o in space.operands):
+        return t.e
+    near = list(t.e)
+    for i in (*reversed(space.reduce), *reversed(space.spatial)):
+        while near[i] < space.extents[i]:
+            wider = [*near[:i], 2 * near[i], *near[i + 1 :]]
+            if _lines(t, wider) > CACHE_SHARE * capacity:
+                return near
+            near = wider
+    return near
 
 
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
@@ -136,9 +164,7 @@ def cache_bytes(t: Tiled) -> list[float]:
     """Bytes that leave each private cache of a core during one program, outermost level first."""
     levels = t.device.private_levels
     if not t.space.has_dot:
-        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
-        inside = [lv.capacity_bytes for lv in levels[1:]] + [0]
-        return [float(t.walked if t.looped > capacity else t.once) for capacity in inside]
+        return _streaming_bytes(t)
     rows, cols = register_block(t)
     outside = t.once - (t.a + t.b) * t.steps  # operands of the epilogue, and the result
     accumulators = t.accumulator_bytes
@@ -157,6 +183,28 @@ def cache_bytes(t: Tiled) -> list[float]:
     pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
+
+
+def _streaming_bytes(t: Tiled) -> list[float]:
+    """`cache_bytes` of kernels without a dot: they walk their data in order."""
+    space, levels = t.space, t.device.private_levels
+    moved = []
+    for level in levels[1:]:
+        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
+        out = t.walked if t.looped > level.capacity_bytes else t.once
+        if space.crossing and _lines(t, t.e) > level.capacity_bytes:
+            # Lines read across the vectors are evicted before they are used up.
+            out += _REFETCH * sum(n for o, n in zip(space.operands, t.program_bytes) if o in space.crossing)
+        moved.append(float(out))
+    registers = _ACCUMULATORS * t.device.lanes(4)
+    accumulate = _SPILLED * t.block * t.inner if space.reduces_columns and t.block > registers else 0
+    return [*moved, float(t.walked + accumulate)]
+
+
+def _lines(t: Tiled, e: Sequence[int]) -> float:
+    """Bytes of the cache lines that a tile touches."""
+    width = t.device.dram.transaction_bytes
+    return sum(o.nbytes(e) * o.charge(e, width) for o in t.space.operands)
 
 
 def scratch_traffic(t: Tiled, num_warps: int) -> float:
