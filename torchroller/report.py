@@ -368,6 +368,14 @@ def explain(
     return collect(plans, device, title, compile_s=compile_s, versions=_versions(), **timed)
 
 
+def last_report(name: str = "model") -> Report:
+    """The graphs that backend "roller" compiled most recently in this process (the last 64 of them)."""
+    from torchroller import backend
+
+    plans = backend.last_plans()
+    return collect(plans, device_of(plans), name, versions=_versions())
+
+
 def device_of(plans: Sequence[Any]) -> DeviceSpec:
     """The spec that the kernels of these plans were searched for; this CPU where there are none."""
     from torchroller.device import cpu
