@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 from torchroller.cost import Estimate, time_text
-from torchroller.device import DeviceSpec, rate_text, size_text
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, rate_text, size_text
 from torchroller.tile import RProgram, RTile, ceil_div
 
 _MOST_LINES = 32  # of a tile grid: finer ones are drawn as hatching

@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 
 from torchroller.cost import time_text
-from torchroller.device import DeviceSpec, rate_text, size_text
 from torchroller.figures import (
     Point,
     compute_peak,
@@ -17,6 +16,7 @@ from torchroller.figures import (
 )
 from torchroller.report import ExternReport, KernelReport, Report, share, summary
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, rate_text, size_text
 
 _REJECTED_SHOWN = 12
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from torchroller import capacity, cost
 from torchroller.capacity import Launch
 from torchroller.cost import Estimate
-from torchroller.device import DeviceSpec
 from torchroller.expr import TensorExpr
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
 from torchroller.traffic import Tiled, register_block, wave_tile
 
@@ -238,7 +238,8 @@ class _Search:
 
     def scale_up(self) -> None:
         """Depth first along the best scores, a fixed number of tiles; what does not fit ends its branch."""
-        stack, seen = [self.start], set()
+        stack = [self.start]
+        seen: set[Extents] = set()
         while stack and len(seen) < _SCALE_UP_TILES:
             e = stack.pop()
             if e not in seen:

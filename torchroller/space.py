@@ -12,8 +12,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torchroller.device import DeviceSpec, Peak
 from torchroller.expr import Access, Affine, TensorExpr
+from torchroller.spec import DeviceSpec, Peak
 from torchroller.tile import RTile, ceil_div, padded
 
 # Vector instructions of one application, for fp32, of the polynomials that a compiler inlines; divisions and

@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 from operator import mul
 
-from torchroller.device import DeviceSpec, MemLevel
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, MemLevel
 from torchroller.tile import ceil_div, next_pow2
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through

@@ -11,11 +11,11 @@ import pytest
 from roller_devices import zen5_spec
 from roller_expressions import embedding, matmul, pointwise, softmax
 
-from torchroller import report
 from torchroller.__main__ import main
+from torchroller.collect import collect, extern_flops
 from torchroller.device import H100
 from torchroller.expr import TensorExpr
-from torchroller.report import ExternReport, KernelReport, Report, collect
+from torchroller.report import ExternReport, KernelReport, Report
 from torchroller.search import construct
 
 ZEN5 = zen5_spec()
@@ -205,16 +205,16 @@ def test_save_goes_by_the_suffix(made, tmp_path, suffix, start):
 def test_flops_of_extern_calls_follow_pytorchs_formulas():
     torch = pytest.importorskip("torch")
     mm = extern(torch.ops.aten.mm.default, args=(tensor(4, 5), tensor(5, 6)), results=(tensor(4, 6),))
-    assert report.extern_flops(mm) == 2 * 4 * 5 * 6
+    assert extern_flops(mm) == 2 * 4 * 5 * 6
     q = tensor(1, 12, 128, 64)
     attention = extern(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         args=(q, q, q),
         results=(q, tensor(1, 12, 128)),
     )
-    assert report.extern_flops(attention) == 2 * 2 * 12 * 128 * 128 * 64
-    assert report.extern_flops(extern(torch.ops.aten.sort.default, args=(tensor(4),))) is None
-    assert report.extern_flops(extern(torch.ops.aten.mm.default, args=(tensor(4),))) is None
+    assert extern_flops(attention) == 2 * 2 * 12 * 128 * 128 * 64
+    assert extern_flops(extern(torch.ops.aten.sort.default, args=(tensor(4),))) is None
+    assert extern_flops(extern(torch.ops.aten.mm.default, args=(tensor(4),))) is None
 
 
 # -- the command line -----------------------------------------------------------------------------
