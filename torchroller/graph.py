@@ -154,6 +154,10 @@ class Builder:
             return self.const(value.number, dtype)
         return self._add("pointwise", value.shape, dtype, args=(value,), fn="cast", compute=compute_type(dtype))
 
+    def copy(self, value: Node) -> Node:
+        """The same values, stored on their own."""
+        return self._add("pointwise", value.shape, value.dtype, args=(value,), fn="copy", compute=value.dtype)
+
     def reduce(self, fn: str, value: Node, dims: Sequence[int], dtype: str, keepdim: bool = False) -> Node:
         rank = len(value.shape)
         dims = tuple(sorted({d % rank for d in dims})) if rank else ()

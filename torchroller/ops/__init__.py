@@ -1,6 +1,1 @@
-"""What each ATen operator means as a tensor expression: importing this package registers every rule."""
-
-from . import contraction, elementwise, indexing, reduction, views  # noqa: F401
-from .registry import RULES, Context, rule
-
-__all__ = ["RULES", "Context", "rule"]
+"""What each ATen operator means as a tensor expression (rules register themselves when lower.py imports them)."""

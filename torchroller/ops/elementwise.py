@@ -56,8 +56,16 @@ def _to_copy(cx: Context, x: Node, **kw: Any) -> Node:
     return cx.b.cast(x, cx.dtype)
 
 
-@rule("aten.clone", "aten.alias", "aten.lift_fresh_copy", "aten.detach", "aten.contiguous", "aten.lift_fresh")
-def _clone(cx: Context, x: Node, **kw: Any) -> Node:
+@rule("aten.alias", "aten.lift_fresh_copy", "aten.detach", "aten.contiguous", "aten.lift_fresh")
+def _alias(cx: Context, x: Node, **kw: Any) -> Node:
+    return x
+
+
+@rule("aten.clone")
+def _clone(cx: Context, x: Node, *, memory_format: Any = None) -> Node:
+    """A copy that changes the layout is kept: it says in which order its producer should write."""
+    if x.kind == "view" and memory_format == torch.contiguous_format:
+        return cx.b.copy(x)
     return x
 
 

@@ -86,6 +86,7 @@ TABLE: dict[str, Pointwise] = {
     # selection; the first operand of where is bool
     "where": Pointwise("tl.where({0}, {1}, {2})"),
     "cast": Pointwise("{0}", 0),
+    "copy": Pointwise("{0}", 0),
 }
 
 # ATen name -> table entry, for operators whose operands are all converted to the type of the result
