@@ -30,9 +30,35 @@ class Tiling:
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 2
+    group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
 
     def of(self, axis: str) -> int:
         return dict(self.blocks).get(axis, 1)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
+
+    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    """
+
+    tensor: str
+    dtype: str
+    k: int
+    k_stride: int
+    n_shape: tuple[int, ...]
+    n_strides: tuple[int, ...]
+    offset: int
+    block: int
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.n_shape)
+
+    @property
+    def elements(self) -> int:
+        return -(-self.n // self.block) * self.block * self.k
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,7 @@ class TritonSource:
     grid: int
     num_warps: int = 4
     num_stages: int = 2
+    packs: tuple[Pack, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -141,6 +168,10 @@ class Body:
 
     def call(self, v: Value) -> str:
         args = [self.have[a] for a in v.args]
+        kinds = [self.expr.values[a] for a in v.args]
+        if any(k.kind != "const" for k in kinds) and v.fn not in ("cast", "where"):
+            args = [number_text(_rounded(k.number), k.dtype) if k.kind == "const" and k.dtype == "float32" else a
+                    for k, a in zip(kinds, args)]  # fmt: skip
         if v.fn == "cast":
             return convert(args[0], self.expr.values[v.args[0]].dtype, v.dtype)
         entry = TABLE[v.fn or ""]
@@ -200,6 +231,12 @@ def _constant(v: Value) -> str:
     if v.dtype == "bool":
         return f"tl.full((), {text}, tl.int1)"
     return f"tl.full((), {text}, {TL[compute_type(v.dtype)]})"
+
+
+def _rounded(number: float | int | bool | None) -> float:
+    """What float32 makes of a number that is too large for it."""
+    value = float(number or 0.0) if number is not None else 0.0
+    return math.copysign(math.inf, value) if math.isfinite(value) and abs(value) > 3.4028235677973366e38 else value
 
 
 def _times(text: str, factor: int) -> str:
