@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,18 +43,16 @@ def assign(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
     return offsets, total
 
 
-def aligned_arena(nbytes: int, device: torch.device) -> torch.Tensor:
-    """uint8 tensor of at least `nbytes` whose first byte is aligned to ALIGN."""
-    raw = torch.empty(nbytes + ALIGN, dtype=torch.uint8, device=device)
-    start = -raw.data_ptr() % ALIGN
-    return raw[start : start + nbytes]
+def allocate(nbytes: int, device: torch.device) -> torch.UntypedStorage:
+    """Fresh storage; torch's allocators align to 64 bytes or more."""
+    return torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device).untyped_storage()
 
 
 class OutputPool:
     """Hands out tensors for one output; memory comes back once nothing refers to its storage any more.
 
-    The storage's reference count says so: every tensor, view, storage object, NumPy array and DLPack capsule
-    holds a reference. Fresh pages are expensive, so up to `keep` storages are kept for the next calls.
+    The storage's reference count says so: every tensor, view, NumPy array and DLPack capsule holds a reference;
+    storage objects in Python share one wrapper, so its own reference count is asked as well. Fresh pages are expensive, so up to `keep` storages are kept for the next calls.
     """
 
     def __init__(self, elements: int, dtype: torch.dtype, device: torch.device, keep: int = 2) -> None:
@@ -63,16 +62,13 @@ class OutputPool:
 
     def storage(self) -> torch.UntypedStorage:
         for s in self.kept:
-            if _holders(s) == 1:
+            # `kept`, `s` and the argument of getrefcount: anything more is a Python object of someone else
+            if torch._C._storage_Use_Count(s._cdata) == 1 and sys.getrefcount(s) <= 3:
                 return s
-        fresh = aligned_arena(self.nbytes, self.device).untyped_storage()
+        fresh = allocate(self.nbytes, self.device)
         if len(self.kept) < self.keep:
             self.kept.append(fresh)
         return fresh
-
-
-def _holders(storage: torch.UntypedStorage) -> int:
-    return torch._C._storage_Use_Count(storage._cdata)
 
 
 def tensor_on(storage: torch.UntypedStorage, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...],

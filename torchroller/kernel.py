@@ -184,6 +184,7 @@ class _interpreted_library:
 
     def __enter__(self) -> None:
         import triton
+        import triton.experimental.gluon  # noqa: F401  (imported at the first launch; must see compiled functions)
         import triton.language as tl
         from triton.runtime.interpreter import InterpretedFunction
 

@@ -1,0 +1,136 @@
+"""fx.GraphModule -> ExecutionPlan: one function per arrow, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from .build import Kernel, build
+from .choose import plain_tiling
+from .emit.common import Tiling, TritonSource
+from .emit.contraction import emit_contraction, is_contraction, packable
+from .emit.loops import emit_loops
+from .expr import TensorExpr
+from .fuse import Fused, Group, fuse, strided_view
+from .graph import Node, base_of
+from .kernel import cache_dir, compile_all, executor_for
+from .lower import ExternCall, Lowered, lower
+from .options import Options
+from .plan import BufferSpec, ExecutionPlan, Extern, Launch, PackedWeight, TensorView, make_plan
+
+log = logging.getLogger("torchroller")
+
+
+def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options,
+                  static: frozenset[int] = frozenset()) -> ExecutionPlan:  # fmt: skip
+    """Compiles one ATen graph with static shapes. `static` are inputs whose values rarely change (weights)."""
+    lowered = lower(gm, options)
+    fused = fuse(lowered, options.fuse)
+    return assemble(lowered, fused, options, static)
+
+
+def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
+    executor = executor_for(options.executor, lowered.device, cache_dir(options.cache_dir))
+    constant = {f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else set()
+    needed = frozenset(n for n in fused.writers if n in fused.storage)
+    kernels: dict[Group, Kernel] = {}
+    for step in fused.steps:
+        if isinstance(step, Group):
+            kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
+    chosen: dict[Any, tuple[TritonSource, Any]] = {}
+    picks = {}
+    for group, kernel in kernels.items():
+        pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
+        key = (kernel.expr, pack)
+        if key not in chosen:
+            chosen[key] = emit(kernel.expr, pick(kernel.expr, lowered.device), pack)
+        picks[group] = chosen[key]
+    sources = list(dict.fromkeys(s for s in picks.values()))
+    built = dict(zip(sources, compile_all(executor, sources)))
+    buffers = _buffers(lowered, fused)
+    packed: dict[Any, PackedWeight] = {}
+    steps: list[Launch | Extern] = []
+    for step in fused.steps:
+        if isinstance(step, ExternCall):
+            steps.append(_extern(step, fused))
+            continue
+        kernel, source = kernels[step], picks[step]
+        names = list(kernel.buffers)
+        for layout in source.packs:
+            at = int(layout.tensor[1:])
+            key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
+            if key not in packed:
+                name = f"packed{len(packed)}"
+                packed[key] = PackedWeight(name, names[at], layout)
+                buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
+            names[at] = packed[key].name
+        writes = tuple(names[int(t[1:])] for t in kernel.outputs)
+        steps.append(Launch(built[source], tuple(names), writes, kernel.expr))
+    outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
+    return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
+
+
+def pick(expr: TensorExpr, device: torch.device) -> Tiling:
+    return plain_tiling(expr, device.type == "cpu")
+
+
+def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
+    """Triton text of an expression under a tiling."""
+    if is_contraction(expr):
+        return emit_contraction(expr, tiling, expr.name, pack)
+    return emit_loops(expr, tiling, expr.name)
+
+
+def kernel_name(group: Group) -> str:
+    """A name that says what is in the kernel, the same for equal kernels."""
+    words: list[str] = []
+    for node in group.index:
+        word = re.sub(r"_?\d+$", "", node.origin) or node.fn or node.kind
+        if word not in words:
+            words.append(word)
+    return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
+
+
+def _is_constant(kernel: Kernel, tensor: str | None, constant: set[str]) -> bool:
+    return tensor is not None and kernel.buffers[int(tensor[1:])] in constant
+
+
+def _buffers(lowered: Lowered, fused: Fused) -> dict[str, BufferSpec]:
+    out: dict[str, BufferSpec] = {}
+    for number, node in enumerate(lowered.inputs):
+        if node is not None:
+            out[node.name] = BufferSpec(node.name, "input", node.numel, node.dtype, number)
+    for node in lowered.builder.nodes:
+        if node.kind == "input" and node.name not in out:
+            out[node.name] = BufferSpec(node.name, "constant", node.numel, node.dtype)
+    for name, (elements, dtype) in fused.buffers.items():
+        out[name] = BufferSpec(name, "extern" if name.startswith("ext") else "temporary", elements, dtype)
+    return out
+
+
+def _view(node: Node, fused: Fused) -> TensorView:
+    base = base_of(node)
+    storage = fused.storage[base]
+    found = strided_view(node, storage.strides, storage.offset)
+    assert found is not None, f"{node!r} has no strides"
+    return TensorView(storage.buffer, node.dtype, node.shape, *found)
+
+
+def _extern(call: ExternCall, fused: Fused) -> Extern:
+    swap = lambda v: _view(v, fused) if isinstance(v, Node) else v  # noqa: E731
+    args = fx.node.map_aggregate(call.args, swap)
+    kwargs = fx.node.map_aggregate(call.kwargs, swap)
+    results = tuple(
+        None if r is None else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
+    )
+    return Extern(call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where)
+
+
+def with_options(options: Options, **changes: Any) -> Options:
+    return dataclasses.replace(options, **changes)
