@@ -310,7 +310,7 @@ class _Fuser:
     def candidates(self, node: Node) -> list[Group]:
         if not self.enabled:
             return []
-        found = {self.home[b]: None for o in self.operands(node) if (b := base_of(o)) in self.home}
+        found = {self.home[b]: None for o in _pointwise_operands(node) if (b := base_of(o)) in self.home}
         rank = {"dot": 0, "reduce": 1, "pointwise": 2}
         return sorted(found, key=lambda g: (rank[g.kind], -g.number))
 
@@ -371,7 +371,7 @@ class _Fuser:
         """Puts a pointwise node into the group of one of its operands, if it lives at the same points."""
         if len(group.index) >= MAX_MEMBERS or len(group.tensors) >= MAX_TENSORS:
             return False
-        for operand in self.operands(node):
+        for operand in _pointwise_operands(node):
             if self.home.get(base_of(operand)) is not group:
                 continue
             saved = self.snapshot(group)
@@ -708,6 +708,11 @@ class _Fuser:
             serials = [r.serial for r in item.results if r is not None]
             return (min(serials, default=0), 0)
         return (max(n.serial for n in item.index), 1)
+
+
+def _pointwise_operands(node: Node) -> tuple[Node, ...]:
+    """Operands that are read at the node's own index (the source of a gather is not)."""
+    return tuple(i for i in node.index if isinstance(i, Node)) if node.kind == "gather" else node.args
 
 
 def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tuple[int, ...], int] | None:

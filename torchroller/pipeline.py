@@ -127,7 +127,7 @@ def _extern(call: ExternCall, fused: Fused) -> Extern:
     args = fx.node.map_aggregate(call.args, swap)
     kwargs = fx.node.map_aggregate(call.kwargs, swap)
     results = tuple(
-        None if r is None else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
+        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
     )
     return Extern(call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where)
 
