@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
-from .fuse import Fused, Group
+from .fuse import Fused, Group, strided_view
 from .graph import Node, base_of, compute_type
 from .views import Index, Ix, backward
 
@@ -55,6 +55,12 @@ class _Maker:
 
     def value(self, node: Node, index: Index) -> int:
         """Number of the value of `node` at `index`."""
+        base = base_of(node)
+        if node is not base and base not in self.group.index and self.stored(base):
+            storage = self.fused.storage[base]
+            found = strided_view(node, storage.strides, storage.offset)
+            if found is not None:
+                return self.load(_Raw(storage.buffer, node.dtype, linear(index, *found)))
         while node.kind == "view":
             index = backward(node.view, node.args[0].shape, node.shape, index, self.group.extents)
             node = node.args[0]
@@ -64,13 +70,9 @@ class _Maker:
         return self.memo[key]
 
     def define(self, node: Node, index: Index) -> int:
-        inside = node in self.group.index
-        if not inside and (node in self.fused.writers or node.kind in ("input", "extern", "cat")):
+        if node not in self.group.index and self.stored(node):
             storage = self.fused.storage[node]
-            at = Ix((), storage.offset)
-            for ix, stride in zip(index, storage.strides):
-                at = at.plus(ix.scaled(stride))
-            return self.load(_Raw(storage.buffer, node.dtype, at))
+            return self.load(_Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset)))
         if node.kind == "const":
             return self.emit(Value("const", node.dtype, number=node.number), ("const", node.dtype, repr(node.number)))
         if node.kind == "iota":
@@ -96,6 +98,9 @@ class _Maker:
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
                                    over=("k",)))  # fmt: skip
         raise AssertionError(f"{node!r} in a kernel")
+
+    def stored(self, node: Node) -> bool:
+        return node in self.fused.writers or node.kind in ("input", "extern", "cat")
 
     def cast(self, number: int, dtype: str, exact: bool = False) -> int:
         """Converts where the register type differs; `exact` also rounds to a half type."""
@@ -129,8 +134,6 @@ class _Maker:
         return number
 
     def gather(self, node: Node, index: Index) -> int:
-        from .fuse import strided_view
-
         source = node.args[0]
         storage = self.fused.storage[base_of(source)]
         found = strided_view(source, storage.strides, storage.offset)
@@ -145,6 +148,14 @@ class _Maker:
         return self.load(_Raw(storage.buffer, source.dtype, at, tuple(indirect)))
 
 
+def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
+    """Offset in elements of `index`."""
+    at = Ix((), offset)
+    for ix, stride in zip(index, strides):
+        at = at.plus(ix.scaled(stride))
+    return at
+
+
 def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Kernel:
     """The tensor expression of a group; `needed` are its members that must be written."""
     maker = _Maker(group, fused)
@@ -154,10 +165,7 @@ def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Ker
             continue
         number = maker.value(node, index)
         storage = fused.storage[node]
-        at = Ix((), storage.offset)
-        for ix, stride in zip(index, storage.strides):
-            at = at.plus(ix.scaled(stride))
-        stores.append((number, _Raw(storage.buffer, node.dtype, at)))
+        stores.append((number, _Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset))))
     return _Finish(group, maker, stores, name).run()
 
 

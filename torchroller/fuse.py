@@ -19,7 +19,7 @@ import torch
 from .graph import Builder, Node, base_of, contiguous_strides
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
-from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forward, substitute
+from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forward, reshaped_strides, substitute
 
 MAX_MEMBERS = 48
 MAX_TENSORS = 20
@@ -474,6 +474,11 @@ class _Fuser:
 
     def readable(self, group: Group, value: Node, index: Index, reads: set[Node]) -> None:
         """Raises NotAffine unless `value` can be had at `index` inside `group`; collects stored tensors read."""
+        base = base_of(value)
+        if base not in group.index and (base not in self.inline or base in self.home):
+            if value is base or strided_view(value, *self.guess(base)) is not None:
+                reads.add(base)
+                return
         while value.kind == "view":
             index = backward(value.view, value.args[0].shape, value.shape, index, group.extents)
             value = value.args[0]
@@ -734,10 +739,10 @@ def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tu
             offset += start * strides[dim]
             strides = tuple(st * step if d == dim else st for d, st in enumerate(strides))
         else:
-            try:
-                strides = torch.empty_strided(old, strides, device="meta").view(view.shape).stride()
-            except RuntimeError:
+            found = reshaped_strides(old, strides, view.shape)
+            if found is None:
                 return None
+            strides = found
     return tuple(strides), offset
 
 

@@ -174,3 +174,32 @@ def substitute(index: Index, name: str, hi: str, lo: str, inner: int) -> Index:
         terms = [t for t in ix.terms if t[0] != name] + [(hi, c * inner), (lo, c)]
         out.append(Ix(tuple(sorted(terms)), ix.offset))
     return tuple(out)
+
+
+def reshaped_strides(shape: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> tuple[int, ...] | None:
+    """Strides of shape `new` over memory laid out as (shape, strides), or None where a copy is needed."""
+    runs: list[list[int]] = []  # (size, stride) of maximal runs that are walked as one
+    for size, stride in zip(shape, strides):
+        if size == 1:
+            continue
+        if runs and runs[-1][1] == stride * size:
+            runs[-1] = [runs[-1][0] * size, stride]
+        else:
+            runs.append([size, stride])
+    out = [0] * len(new)
+    at = len(runs) - 1
+    left = runs[at][0] if runs else 1
+    step = runs[at][1] if runs else 1
+    for d in reversed(range(len(new))):
+        if new[d] == 1:
+            out[d] = step
+            continue
+        if left == 1:
+            at -= 1
+            left, step = runs[at]
+        if left % new[d]:
+            return None
+        out[d] = step
+        left //= new[d]
+        step *= new[d]
+    return tuple(out)
