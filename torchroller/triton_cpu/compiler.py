@@ -21,7 +21,7 @@ BACKEND = "cpu"
 
 @dataclass(frozen=True)
 class CPUOptions:
-    """What a kernel is compiled with. The first group shapes the code; the rest is what Triton's frontend reads.
+    """What a kernel is compiled with. The first group shapes the code; Triton's frontend reads the rest.
 
     Launch options of GPU backends are accepted, so that kernels and autotuner configurations written for a
     GPU run unchanged, and have no effect.
@@ -217,8 +217,3 @@ class _Pipeline:
         # After the asm stage `previous` is assembly, which is for reading only.
         module = self.optimized if self.options.emit_asm else self._module(previous, metadata)
         return module.object_code()
-
-
-def _ttir_text(module: Any) -> str:
-    """The module with its locations, by which errors name the user's line."""
-    return module.str() if hasattr(module, "str") else str(module)

@@ -29,7 +29,7 @@ def current_target() -> GPUTarget:
 
 
 class Event:
-    """A point in time, with the interface of torch.cuda.Event. Launches are synchronous, so it is just now."""
+    """A point in time, with the interface of torch.cuda.Event. Launches are synchronous."""
 
     def __init__(self, enable_timing: bool = True, **_: Any) -> None:
         self.time_s = 0.0
@@ -219,9 +219,7 @@ class CPUDriver(DriverBase):
 
 
 def _another_driver_is_active() -> bool:
-    if getattr(
-        _asking, "now", False
-    ):  # another backend defers to us in the same way: let it have the machine
+    if getattr(_asking, "now", False):  # another backend defers to us in the same way
         return True
     _asking.now = True
     try:

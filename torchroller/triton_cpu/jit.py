@@ -53,7 +53,7 @@ def _llvm() -> Any:
 def _target_machine(cpu: CPU) -> Any:
     llvm = _llvm()
     target = llvm.Target.from_triple(llvm.get_process_triple())
-    # Small code model: the JIT linker lays out one allocation for a whole object, so constants are RIP-relative.
+    # Small code model: the JIT linker puts a whole object in one allocation, so constants are RIP-relative.
     return target.create_target_machine(
         cpu=cpu.name, features=cpu.features, opt=3, reloc="pic", codemodel="small"
     )
@@ -107,7 +107,7 @@ def _run_passes(module: Any, cpu: CPU) -> None:
 
 
 def _prefer_wide_vectors(ir: str, cpu: CPU) -> str:
-    """Put "prefer-vector-width" on every definition: most AVX-512 models of LLVM stop at 256 bits without it."""
+    """Ask for 512-bit vectors in every definition: most AVX-512 models of LLVM stop at 256 bits otherwise."""
     if cpu.vector_bits < 512:
         return ir
     return re.sub(

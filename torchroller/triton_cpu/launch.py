@@ -43,7 +43,7 @@ def pointer(value: Any, name: str) -> int:
     device = getattr(value, "device", None)
     if device is not None and getattr(device, "type", "cpu") != "cpu":
         raise ValueError(
-            f"Kernel argument `{name}` is on device {device}; the Triton CPU backend runs kernels on CPU tensors: "
+            f"Kernel argument `{name}` is on device {device}; the Triton CPU backend takes CPU tensors: "
             "move it with .cpu(), or unset TRITON_DEFAULT_BACKEND to launch on that device"
         )
     return value.data_ptr()
@@ -58,7 +58,7 @@ class CPULauncher:
         params = tuple(metadata.params)
         if len(types) != len(params):
             raise RuntimeError(
-                f"Kernel `{metadata.name}` was compiled with {len(params)} arguments {params}, but its signature "
+                f"Kernel `{metadata.name}` was compiled with {len(params)} arguments {params}, its signature "
                 f"gives {len(types)}: {types}. Clear Triton's cache, and report this if it comes back."
             )
         missing = missing_on_host(select_cpu(metadata.arch))
@@ -103,7 +103,7 @@ def _flatten(triton_type: Any, value: str) -> Iterator[tuple[str, str]]:
 def _specialised_call(
     names: Sequence[Any], leaves: Sequence[tuple[str, str]], stride: int
 ) -> Callable[..., None]:
-    """A Python function that packs exactly these arguments: a generic loop would cost more than the launch."""
+    """A Python function that packs exactly these arguments: a generic loop costs more than the launch."""
     packed = []
     for triton_type, value in leaves:
         if triton_type.startswith("*"):

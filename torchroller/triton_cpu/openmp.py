@@ -1,6 +1,6 @@
 """The OpenMP runtime that torch has loaded: the pool of threads that kernels share with it.
 
-A second OpenMP runtime in the process would give a second pool on the same cores, so none is ever loaded here.
+A second OpenMP runtime in the process would give a second pool on the same cores: none is ever loaded here.
 """
 
 from __future__ import annotations
