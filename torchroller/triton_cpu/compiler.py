@@ -189,11 +189,9 @@ class _Pipeline:
         from .cpu import select_cpu
         from .lowering import LowerOptions, lower
 
-        wanted = {option.name for option in fields(LowerOptions)}
-        lowered = lower(
-            _ttir_text(module),
-            LowerOptions(**{n: v for n, v in self.options.__dict__.items() if n in wanted}),
-        )
+        wanted = [option.name for option in fields(LowerOptions) if hasattr(self.options, option.name)]
+        options = LowerOptions(**{name: getattr(self.options, name) for name in wanted})
+        lowered = lower(str(module), options)  # the text carries locations: errors name the user's line
         metadata["name"] = lowered.name
         metadata["params"] = list(lowered.params)
         metadata["scratch_bytes"] = lowered.scratch_bytes
