@@ -14,8 +14,8 @@ Roots = list[tuple[Tensor, Dims]]
 
 # Allocas up to this size stay on the stack, where LLVM may promote them to registers.
 _STACK_BYTES = 4096
-# Chunk loops of up to this many iterations are written out.
-_WRITTEN_OUT = 4
+# Nests of up to this many vectors are written out: with constant offsets a small buffer lives in registers.
+_WRITTEN_OUT = 8
 
 
 def identity(t: Tensor) -> tuple[Tensor, Dims]:
@@ -120,8 +120,19 @@ def over_tile(ev: Evaluator, shape: Sequence[int], vdim: int | None, body: Calla
     coords: list[Operand] = [0] * len(shape)
     outer = [d for d in range(len(shape)) if d != vdim]
 
+    total = 1
+    for d, n in enumerate(shape):
+        total *= n if d != vdim else n // min(ev.lanes, n)
+    written_out = total <= _WRITTEN_OUT
+
     def descend(k: int) -> None:
         if k < len(outer):
+            if written_out:
+                for position in range(shape[outer[k]]):
+                    coords[outer[k]] = position
+                    descend(k + 1)
+                return
+
             def inner(index: Operand) -> None:
                 coords[outer[k]] = index
                 descend(k + 1)
@@ -137,7 +148,7 @@ def over_tile(ev: Evaluator, shape: Sequence[int], vdim: int | None, body: Calla
             coords[vdim] = index
             body(Place(tuple(coords), vdim, lanes))
 
-        if shape[vdim] // lanes <= _WRITTEN_OUT:
+        if written_out or shape[vdim] // lanes <= 4:
             for start in range(0, shape[vdim], lanes):
                 chunk(start)
         else:
