@@ -108,11 +108,15 @@ def math_call(ev: Evaluator, name: str, elem: str, args: list[str], lanes: int |
     """A call of our own inline vector function."""
     from torchroller.triton_cpu.vector_math import function
 
-    symbol, text = function(name, lt.scalar(elem), lanes or 1)
-    ev.code.declare(symbol, text)
-    type = lt.typed(elem, lanes)
+    code, type = ev.code, lt.typed(elem, lanes)
+    if lanes == 1:  # the one lane left of a fold: these functions know no vectors of one
+        one = [code.let(f"extractelement {type} {a}, i64 0") for a in args]
+        value = math_call(ev, name, elem, one, None)
+        return code.let(f"insertelement {type} poison, {lt.scalar(elem)} {value}, i64 0")
+    symbol, text = function(name, elem, lanes or 1, ev.features)
+    code.declare(symbol, text)
     arguments = ", ".join(f"{type} {a}" for a in args)
-    return ev.code.let(f"call {type} {symbol}({arguments})")
+    return code.let(f"call {type} @{symbol}({arguments})")
 
 
 def _cast(name: str, source: str, target: str) -> Emit:
@@ -164,23 +168,36 @@ def _clamp(op: Op, elem: str) -> Emit:
     return _in_f32(elem, emit)
 
 
-_LIBDEVICE = {"fabs": "abs", "absf": "abs"}
-
-
 def _extern(op: Op, elem: str) -> Emit:
     """`tt.extern_elementwise`: libdevice names (`__nv_expf`, `exp`) map to our own functions."""
     symbol = (op.attr("symbol") or "").strip('"')
     name = symbol.removeprefix("__nv_").removeprefix("__ocml_").removesuffix("_f32").removesuffix("_f64")
     if elem == "f32" and name.endswith("f") and name not in ("erf",):
         name = name[:-1]
+    from torchroller.triton_cpu.vector_math import FUNCTIONS
+
     direct = {"sqrt": "sqrt", "fabs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "fma": "fma",
               "rint": "roundeven", "nearbyint": "roundeven", "round": "round", "fmax": "maxnum", "fmin": "minnum",
               "copysign": "copysign"}  # fmt: skip
     if name in direct:
         return _in_f32(elem, lambda ev, kind, args, lanes: intrinsic(ev, direct[name], kind, args, lanes))
-    if f"math.{name}" in _MATH or name in ("pow", "atan2"):
+    if name in FUNCTIONS:
         return _in_f32(elem, lambda ev, kind, args, lanes: math_call(ev, name, kind, args, lanes))
     raise UnsupportedOperation(op.name, op.location, f"the library function {symbol!r} has no CPU version")
+
+
+def _add_pointer(op: Op) -> Emit:
+    """Pointer arithmetic on pointers that have no common base (loaded or selected ones)."""
+    pointee = op.results[0].type.pointee or "i8"
+    memory = "ptr" if pointee.startswith("!") else lt.storage(pointee)
+    offset = op.operands[1].type.elem
+
+    def emit(ev: Evaluator, args: list[str], lanes: int | None) -> str:
+        return ev.code.let(
+            f"getelementptr {memory}, {lt.typed('ptr', lanes)} {args[0]}, {lt.typed(offset, lanes)} {args[1]}"
+        )
+
+    return emit
 
 
 def emitter(op: Op) -> Emit | None:
@@ -224,6 +241,8 @@ def emitter(op: Op) -> Emit | None:
         )
     if name in ("tt.mulhiui", "math.mulhiui"):
         return _high_product(False, elem)
+    if name == "tt.addptr":
+        return _add_pointer(op)
     if name == "tt.clampf":
         return _clamp(op, elem)
     if name == "tt.extern_elementwise":

@@ -227,7 +227,9 @@ class Remap(Tensor):
 
     def inner(self, place: Place) -> Place:
         coords = tuple(0 if d is None else place.coords[d] for d in self.source_dims)
-        vdim = self.source_dims.index(place.vdim) if place.vdim in self.source_dims else None
+        vdim = None
+        if place.vdim is not None and place.vdim in self.source_dims:
+            vdim = self.source_dims.index(place.vdim)
         return Place(coords, vdim, place.lanes if vdim is not None else 1)
 
     def compute(self, ev: Evaluator, place: Place) -> str:
