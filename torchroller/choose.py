@@ -7,6 +7,12 @@ import math
 from .emit.common import Tiling, next_power
 from .emit.contraction import is_contraction, sides
 from .expr import Axis, TensorExpr
+from .tile import RProgram
+
+def tiling_of(program: RProgram) -> Tiling:
+    """The emitter's view of an rProgram."""
+    return Tiling((*program.block.items(), *program.step.items()), program.num_warps, program.num_stages)
+
 
 VECTOR = 2048  # elements of a pointwise block
 ROW = 8192  # longest row that is held whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import torch
 from torch import fx
 
 from .build import Kernel, build
-from .choose import plain_tiling
+from .choose import tiling_of
+from .device import DeviceSpec, cpu
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction, packable
 from .emit.loops import emit_loops
@@ -23,6 +25,7 @@ from .kernel import cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
 from .plan import BufferSpec, ExecutionPlan, Extern, Launch, PackedWeight, TensorView, make_plan
+from .search import Construction, construct
 
 log = logging.getLogger("torchroller")
 
@@ -43,15 +46,17 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
     for step in fused.steps:
         if isinstance(step, Group):
             kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
-    chosen: dict[Any, tuple[TritonSource, Any]] = {}
-    picks = {}
+    chosen: dict[Any, tuple[TritonSource, Construction]] = {}
+    picks: dict[Group, tuple[TritonSource, Construction]] = {}
+    spec = device_spec(lowered.device)
     for group, kernel in kernels.items():
         pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
         key = (kernel.expr, pack)
         if key not in chosen:
-            chosen[key] = emit(kernel.expr, pick(kernel.expr, lowered.device), pack)
+            construction = construct(kernel.expr, spec, top_k=options.topk)
+            chosen[key] = emit(kernel.expr, tiling_of(construction.best), pack), construction
         picks[group] = chosen[key]
-    sources = list(dict.fromkeys(s for s in picks.values()))
+    sources = list(dict.fromkeys(s for s, _ in picks.values()))
     built = dict(zip(sources, compile_all(executor, sources)))
     buffers = _buffers(lowered, fused)
     packed: dict[Any, PackedWeight] = {}
@@ -60,7 +65,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, ExternCall):
             steps.append(_extern(step, fused))
             continue
-        kernel, source = kernels[step], picks[step]
+        kernel, (source, construction) = kernels[step], picks[step]
         names = list(kernel.buffers)
         for layout in source.packs:
             at = int(layout.tensor[1:])
@@ -71,13 +76,20 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
             names[at] = packed[key].name
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
-        steps.append(Launch(built[source], tuple(names), writes, kernel.expr))
+        steps.append(Launch(built[source], tuple(names), writes, kernel.expr, construction))
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
     return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
 
 
-def pick(expr: TensorExpr, device: torch.device) -> Tiling:
-    return plain_tiling(expr, device.type == "cpu")
+@functools.lru_cache
+def device_spec(device: torch.device) -> DeviceSpec:
+    """The machine description that the search works with."""
+    if device.type == "cpu":
+        return cpu(torch.get_num_threads())
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return DeviceSpec.for_target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
+    return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
