@@ -22,6 +22,14 @@ class NotLowered(RollerError):
         self.reason = reason
 
 
+class GroupError(RollerError):
+    """Fused values could not be made into a kernel; `origins` are their FX nodes."""
+
+    def __init__(self, reason: str, origins: frozenset[str]) -> None:
+        super().__init__(reason)
+        self.reason, self.origins = reason, origins
+
+
 class StrictError(RollerError):
     """`options={"strict": True}` was asked for, and some node could not be lowered."""
 

@@ -230,16 +230,23 @@ def executor_for(kind: str, device: torch.device, directory: Path) -> Executor:
 _compiled: dict[tuple[str, str, str], CompiledKernel] = {}
 
 
-def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[CompiledKernel]:
-    """Compiles kernels, equal text once, several at a time."""
+def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[CompiledKernel | KernelError]:
+    """Compiles kernels, equal text once, several at a time. A kernel that fails gives its error."""
     target = str(getattr(executor, "target", executor.name))
     keys = [(target, s.text, f"{s.num_warps},{s.num_stages}") for s in sources]
     missing = {k: s for k, s in zip(keys, sources) if k not in _compiled}
+
+    def build(source: TritonSource) -> CompiledKernel | KernelError:
+        try:
+            return executor.compile(source)
+        except KernelError as error:
+            return error
+
     if len(missing) > 1 and executor.name == "native":
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for k, kernel in zip(missing, pool.map(executor.compile, missing.values())):
-                _compiled[k] = kernel
+            results = list(pool.map(build, missing.values()))
     else:
-        for k, s in missing.items():
-            _compiled[k] = executor.compile(s)
-    return [_compiled[k] for k in keys]
+        results = [build(s) for s in missing.values()]
+    failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
+    _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
+    return [failed.get(k) or _compiled[k] for k in keys]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +68,18 @@ class Lowered:
     device: torch.device
 
 
-def lower(gm: fx.GraphModule, options: Options) -> Lowered:
+def lower(gm: fx.GraphModule, options: Options, denied: Mapping[str, str] | None = None) -> Lowered:
     """Reads an ATen graph with fake values in `node.meta["val"]` and static shapes.
 
-    Raises StrictError under `strict` for the first node that has no rule.
+    `denied` names FX nodes that must be extern calls, with the reason. Raises StrictError under `strict` for
+    the first node that has no rule.
     """
-    return _Reader(gm, options).run()
+    return _Reader(gm, options, denied or {}).run()
 
 
 class _Reader:
-    def __init__(self, gm: fx.GraphModule, options: Options) -> None:
-        self.gm, self.options = gm, options
+    def __init__(self, gm: fx.GraphModule, options: Options, denied: Mapping[str, str]) -> None:
+        self.gm, self.options, self.denied = gm, options, denied
         self.b = Builder()
         self.env: dict[fx.Node, Any] = {}
         self.externs: list[ExternCall] = []
@@ -154,6 +155,8 @@ class _Reader:
         return self.extern(node, meta, args, kwargs, reason)
 
     def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        if node.name in self.denied:
+            raise NotLowered(self.denied[node.name])
         packet = str(node.target._schema.name).replace("::", ".")
         lowering = RULES.get(packet)
         if lowering is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from .device import DeviceSpec, cpu
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction, packable
 from .emit.loops import emit_loops
+from .errors import GroupError, KernelError
 from .expr import TensorExpr
 from .fuse import Fused, Group, fuse, strided_view
 from .graph import Node, base_of
-from .kernel import cache_dir, compile_all, executor_for
+from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
 from .plan import BufferSpec, ExecutionPlan, Extern, Launch, PackedWeight, TensorView, make_plan
 from .search import Construction, construct
+from .views import NeedSplit, NotAffine
 
 log = logging.getLogger("torchroller")
 
@@ -33,9 +36,17 @@ log = logging.getLogger("torchroller")
 def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options,
                   static: frozenset[int] = frozenset()) -> ExecutionPlan:  # fmt: skip
     """Compiles one ATen graph with static shapes. `static` are inputs whose values rarely change (weights)."""
-    lowered = lower(gm, options)
-    fused = fuse(lowered, options.fuse)
-    return assemble(lowered, fused, options, static)
+    denied: dict[str, str] = {}
+    while True:
+        lowered = lower(gm, options, denied)
+        try:
+            return assemble(lowered, fuse(lowered, options.fuse), options, static)
+        except GroupError as error:
+            fresh = error.origins - denied.keys()
+            if options.strict or not fresh:
+                raise
+            log.warning("torchroller: %s; calling ATen for %s", error.reason, sorted(fresh))
+            denied.update(dict.fromkeys(fresh, error.reason))
 
 
 def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
@@ -45,7 +56,8 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
     kernels: dict[Group, Kernel] = {}
     for step in fused.steps:
         if isinstance(step, Group):
-            kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
+            with _blame(step):
+                kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
     chosen: dict[Any, tuple[TritonSource, Construction]] = {}
     picks: dict[Group, tuple[TritonSource, Construction]] = {}
     spec = device_spec(lowered.device)
@@ -53,11 +65,16 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
         key = (kernel.expr, pack)
         if key not in chosen:
-            construction = construct(kernel.expr, spec, top_k=options.topk)
-            chosen[key] = emit(kernel.expr, tiling_of(construction.best), pack), construction
+            with _blame(group):
+                construction = construct(kernel.expr, spec, top_k=options.topk)
+                chosen[key] = emit(kernel.expr, tiling_of(construction.best), pack), construction
         picks[group] = chosen[key]
-    sources = list(dict.fromkeys(s for s, _ in picks.values()))
-    built = dict(zip(sources, compile_all(executor, sources)))
+    owners = {s: group for group, (s, _) in picks.items()}
+    compiled = compile_all(executor, list(owners))
+    for source, result in zip(owners, compiled):
+        if isinstance(result, KernelError):
+            raise GroupError(str(result), _origins(owners[source])) from result
+    built = {s: k for s, k in zip(owners, compiled) if isinstance(k, CompiledKernel)}
     buffers = _buffers(lowered, fused)
     packed: dict[Any, PackedWeight] = {}
     steps: list[Launch | Extern] = []
@@ -79,6 +96,33 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         steps.append(Launch(built[source], tuple(names), writes, kernel.expr, construction))
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
     return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
+
+
+@contextlib.contextmanager
+def _blame(group: Group) -> Iterator[None]:
+    """Turns a failure in a stage into a GroupError, which makes the group's operators extern calls."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, NotAffine, NeedSplit, NotImplementedError,
+            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+        log.debug("kernel %s failed", kernel_name(group), exc_info=True)
+        reason = f"no kernel for {kernel_name(group)}: {type(error).__name__}: {error}"
+        raise GroupError(reason, _origins(group)) from error
+
+
+def _origins(group: Group) -> frozenset[str]:
+    found: set[str] = set()
+    stack = list(group.index)
+    seen: set[Node] = set(stack)
+    while stack:  # inline values are part of the kernel too
+        node = stack.pop()
+        if node.origin:
+            found.add(node.origin)
+        for a in (*node.args, *(i for i in node.index if isinstance(i, Node))):
+            if a not in seen and a.kind in ("view", "pointwise", "iota"):
+                seen.add(a)
+                stack.append(a)
+    return frozenset(found)
 
 
 @functools.lru_cache
