@@ -68,7 +68,7 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     level_bytes: list[tuple[str, float]] = []
     inner = iter(private)
     for level in device.levels:
-        if level.shared_by == 1:
+        if level.shared_by == 1 and level is not device.dram:
             moved = next(inner)
             seconds = t.rounds * moved / level.bandwidth_bytes_per_s
             moved *= t.grid
