@@ -36,3 +36,7 @@ class StrictError(RollerError):
 
 class KernelError(RollerError):
     """A kernel could not be built or run by the chosen executor."""
+
+
+class UntrackedWeight(RollerError):
+    """A weight that should be packed is an inference tensor: nothing says when it changes."""

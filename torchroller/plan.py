@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from .buffers import Life, OutputPool, allocate, assign, tensor_on
 from .emit.common import Pack
+from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
@@ -136,6 +138,31 @@ class ExecutionPlan:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, eq=False)
+class EagerPlan:
+    """A whole graph that runs in ATen, and why."""
+
+    gm: fx.GraphModule
+    reason: str
+    launches: tuple[Launch, ...] = ()
+
+    @property
+    def externs(self) -> tuple[Extern, ...]:
+        return tuple(
+            Extern(n.target, (), {}, (), False, self.reason, n.name)
+            for n in self.gm.graph.nodes if n.op == "call_function"
+        )  # fmt: skip
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        with torch.no_grad():
+            out = self.gm(*args)
+        args.clear()
+        return list(out)
+
+    def __str__(self) -> str:
+        return f"plan: the graph runs in ATen: {self.reason}"
+
+
 def make_plan(steps: Sequence[Launch | Extern], buffers: dict[str, BufferSpec], outputs: Sequence[Any],
               packed: Sequence[PackedWeight], constants: dict[str, torch.Tensor], executor: Executor,
               device: torch.device) -> ExecutionPlan:  # fmt: skip
@@ -243,6 +270,8 @@ class _Instance:
     def packed_address(self, packed: PackedWeight, args: list[Any]) -> int:
         spec = self.plan.buffers[packed.source]
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
+        if source.is_inference():
+            raise UntrackedWeight(f"input {packed.source} is an inference tensor, which keeps no version")
         key = (source.data_ptr(), source._version)
         have = self.plan.weights.get(packed.name)
         if have is None or have[0] != key:
