@@ -30,8 +30,8 @@ TRITON_MAX_NUMEL = 1 << 20  # triton.language.core.TRITON_MAX_TENSOR_NUMEL: elem
 class MemLevel:
     """One level of the memory hierarchy.
 
-    capacity_bytes and bandwidth_bytes_per_s belong to one instance; `shared_by` units use it together
-    (all units for DRAM, 1 for a private cache). `run_overhead_bytes` is what starting a new contiguous run
+    capacity_bytes and bandwidth_bytes_per_s belong to one instance, which one unit (`private`) or all units use.
+    `run_overhead_bytes` is what starting a new contiguous run
     costs, in bytes not transferred meanwhile: hardware prefetchers and TLBs make it large on a CPU.
     """
 
@@ -39,7 +39,7 @@ class MemLevel:
     capacity_bytes: int
     bandwidth_bytes_per_s: float
     transaction_bytes: int
-    shared_by: int = 1
+    private: bool = False
     latency_s: float = 0.0
     unit_bandwidth_bytes_per_s: float = 0.0  # what one unit alone can draw from a shared level; 0: everything
     run_overhead_bytes: int = 0
@@ -102,12 +102,12 @@ class DeviceSpec:
     @property
     def shared_levels(self) -> tuple[MemLevel, ...]:
         """Caches between DRAM and the units that several units use together (L3 of a CPU, L2 of a GPU)."""
-        return tuple(lv for lv in self.levels[1:] if lv.shared_by > 1)
+        return tuple(lv for lv in self.levels[1:] if not lv.private)
 
     @property
     def private_levels(self) -> tuple[MemLevel, ...]:
         """Levels that belong to one unit, outermost first (L2 and L1 of a CPU, shared memory of a GPU)."""
-        return tuple(lv for lv in self.levels[1:] if lv.shared_by == 1)
+        return tuple(lv for lv in self.levels[1:] if lv.private)
 
     def peak(self, dtype: str) -> Peak:
         """Peaks for operands of `dtype`; types without an entry run at float32 rate (integers, bool)."""
@@ -153,7 +153,7 @@ class DeviceSpec:
     def __str__(self) -> str:
         lines = [f"{self.name}  [{self.kind} {self.arch}]  {self.units} units"]
         for lv in self.levels:
-            who = "private" if lv.shared_by == 1 else f"shared by {lv.shared_by}"
+            who = "private" if lv.private else "shared"
             lines.append(
                 f"  {lv.name:<10} {size_text(lv.capacity_bytes):>9}  "
                 f"{rate_text(lv.bandwidth_bytes_per_s):>8}/s  transaction {lv.transaction_bytes} B  {who}"
@@ -190,6 +190,9 @@ def _arch_number(arch: object) -> int:
     return int(digits) if digits else 0
 
 
+_SUSTAINED = 0.7  # share of a shared cache's nominal bandwidth that kernels see: a rule of thumb
+
+
 def _peaks(*rows: tuple) -> tuple[Peak, ...]:
     """Rows of (dtype, vector TFLOP/s[, matrix TFLOP/s, instruction shape])."""
     return tuple(
@@ -198,26 +201,24 @@ def _peaks(*rows: tuple) -> tuple[Peak, ...]:
     )
 
 
-def _hbm(capacity_gib: float, tb_per_s: float, units: int, transaction_bytes: int = 32) -> MemLevel:
+def _hbm(capacity_gib: float, tb_per_s: float, transaction_bytes: int = 32) -> MemLevel:
     return MemLevel(
         name="HBM",
         capacity_bytes=int(capacity_gib * GiB),
         bandwidth_bytes_per_s=tb_per_s * TB_S,
         transaction_bytes=transaction_bytes,
-        shared_by=units,
         latency_s=6e-7,
         unit_bandwidth_bytes_per_s=90 * GB_S,
         run_overhead_bytes=32,
     )
 
 
-def _l2(capacity_mib: float, tb_per_s: float, units: int, transaction_bytes: int = 32) -> MemLevel:
+def _l2(capacity_mib: float, nominal_tb_per_s: float, transaction_bytes: int = 32) -> MemLevel:
     return MemLevel(
         name="L2",
         capacity_bytes=int(capacity_mib * MiB),
-        bandwidth_bytes_per_s=tb_per_s * TB_S,
+        bandwidth_bytes_per_s=_SUSTAINED * nominal_tb_per_s * TB_S,
         transaction_bytes=transaction_bytes,
-        shared_by=units,
         latency_s=2.5e-7,
         unit_bandwidth_bytes_per_s=110 * GB_S,
     )
@@ -241,7 +242,7 @@ def _gpu(
 
     Shared memory delivers 32 banks of 4 bytes a clock on all of them. NVIDIA keeps 1 KiB per program.
     """
-    shared = MemLevel("shared", scratch_kib * KiB, 128 * clock_hz, 128, latency_s=2e-8, explicit=True)
+    shared = MemLevel("shared", scratch_kib * KiB, 128 * clock_hz, 128, True, 2e-8, explicit=True)
     common = DeviceSpec(
         name=name,
         kind=kind,
@@ -280,8 +281,8 @@ V100 = _gpu(
     units=80,
     clock_hz=1.53e9,
     scratch_kib=96,
-    dram=_hbm(16, 0.9, 80),
-    l2=_l2(6, 2.15, 80),
+    dram=_hbm(16, 0.9),
+    l2=_l2(6, 3.1),
     peaks=_peaks(
         ("float64", 7.8),
         ("float32", 15.7),
@@ -289,8 +290,8 @@ V100 = _gpu(
         ("bfloat16", 15.7),
     ),
     stages=(1, 2),
-    source="NVIDIA V100 (SXM2) data sheet, Volta white paper; L2 bandwidth measured by Jia et al., "
-    "arXiv:1804.06826. Triton no longer compiles for sm_70: construction and ranking only.",
+    source="NVIDIA V100 (SXM2) data sheet, Volta white paper; L2 as measured by Jia et al., "
+    "arXiv:1804.06826 (2.15 TB/s). Triton no longer compiles for sm_70: construction and ranking only.",
 )
 
 A100 = _gpu(
@@ -301,8 +302,8 @@ A100 = _gpu(
     clock_hz=1.41e9,
     scratch_kib=164,
     program_scratch_kib=163,
-    dram=_hbm(80, 2.039, 108),
-    l2=_l2(40, 7.2, 108),
+    dram=_hbm(80, 2.039),
+    l2=_l2(40, 7.2),
     peaks=_peaks(
         ("float64", 9.7, 19.5, (8, 8, 4)),
         ("float32", 19.5),
@@ -322,8 +323,8 @@ H100 = _gpu(
     clock_hz=1.83e9,
     scratch_kib=228,
     program_scratch_kib=227,
-    dram=_hbm(80, 3.35, 132),
-    l2=_l2(50, 9.0, 132),
+    dram=_hbm(80, 3.35),
+    l2=_l2(50, 9.0),
     peaks=_peaks(
         ("float64", 33.5, 66.9, (16, 8, 4)),
         ("float32", 66.9),
@@ -338,7 +339,7 @@ H100 = _gpu(
 H200 = replace(
     H100,
     name="H200",
-    levels=(_hbm(141, 4.8, 132), *H100.levels[1:]),
+    levels=(_hbm(141, 4.8), *H100.levels[1:]),
     source="NVIDIA H200 SXM data sheet; the chip is H100's",
 )
 
@@ -350,8 +351,8 @@ B200 = _gpu(
     clock_hz=1.85e9,
     scratch_kib=228,
     program_scratch_kib=227,
-    dram=_hbm(180, 7.7, 148),
-    l2=_l2(126, 15, 148),
+    dram=_hbm(180, 7.7),
+    l2=_l2(126, 15),
     peaks=_peaks(
         ("float64", 37, 37, (16, 8, 4)),
         ("float32", 75),
@@ -371,8 +372,8 @@ MI300X = _gpu(
     units=304,
     clock_hz=2.1e9,
     scratch_kib=64,
-    dram=_hbm(192, 5.3, 304, transaction_bytes=64),
-    l2=replace(_l2(256, 17.2, 304, transaction_bytes=128), name="LLC"),
+    dram=_hbm(192, 5.3, transaction_bytes=64),
+    l2=replace(_l2(256, 17.2, transaction_bytes=128), name="LLC"),
     peaks=_peaks(
         ("float64", 81.7, 163.4, (16, 16, 4)),
         ("float32", 163.4, 163.4, (16, 16, 4)),

@@ -54,8 +54,8 @@ def read_cpu(
     cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
     bf16 = peak * 2 if "avx512bf16" in features else None
     int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
-    # 32 registers hold 8x2 or 4x4 vectors of accumulators plus operands; 16 registers hold 4x2.
-    micro = ((8, 2), (4, 4)) if wide or vector_bytes == 16 else ((4, 2),)
+    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
+    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
     source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )
@@ -99,17 +99,17 @@ def _levels(
 ) -> tuple[MemLevel, ...]:
     one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
-    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, units, 9e-8, one_core, run_overhead_bytes=256)]
+    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=256)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
-        # Bytes a clock for one core: two loads from L1, half a line from L2, a sixth of one from L3.
-        one = {1: 2 * vector_bytes, 2: 32}.get(level, 10) / cycle_s
+        # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
+        one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
         latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
         if level >= 3:
-            levels.append(MemLevel(f"L{level}", size, one * units, 64, units, latency_s, one, 64))
+            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 64))
         else:
             # Two hyper-threads of one core share its caches; more sharers are cores that split them.
             own = size if sharers <= 2 else size * 2 // sharers
-            levels.append(MemLevel(f"L{level}", own, one, 64, 1, latency_s, one))
+            levels.append(MemLevel(f"L{level}", own, one, 64, True, latency_s, one))
     return tuple(levels)
 
 

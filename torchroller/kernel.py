@@ -207,12 +207,23 @@ def _target(device: torch.device) -> tuple[Any, Any]:
     import triton  # noqa: F401  (finds the backends)
     from triton.backends import backends
 
+    if "cpu" not in backends:
+        _register_cpu(backends)
     wanted = {"cpu": "cpu", "cuda": "amd" if torch.version.hip else "nvidia"}.get(device.type)
     if wanted not in backends:
-        hint = " Install torchroller (pip install .) so that Triton finds its cpu backend." if wanted == "cpu" else ""
-        raise KernelError(f"Triton has no backend for {device} (it has {sorted(backends)}).{hint}")
+        raise KernelError(f"Triton has no backend for {device} (it has {sorted(backends)})")
     driver = _driver(wanted)
     return driver.get_current_target(), driver
+
+
+def _register_cpu(backends: dict[str, Any]) -> None:
+    """Makes our CPU backend known where Triton did not find its entry point (a source tree, not installed)."""
+    from triton.backends import Backend
+
+    from .triton_cpu.compiler import CPUBackend
+    from .triton_cpu.driver import CPUDriver
+
+    backends["cpu"] = Backend(compiler=CPUBackend, driver=CPUDriver)
 
 
 @functools.lru_cache

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .errors import NotLowered, StrictError
+from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, Builder, Node
 from .ops import contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
@@ -199,6 +199,10 @@ class _Reader:
 
     def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
         metas = meta if isinstance(meta, (tuple, list)) else (meta,)
+        for m in metas:
+            symbolic = isinstance(m, torch.Tensor) and any(isinstance(s, torch.SymInt) for s in m.shape)
+            if symbolic or isinstance(m, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+                raise RollerError(f"{node.target} ({node.name}) gives sizes or numbers that depend on tensor values")
         results = tuple(
             self.b.extern(None, i, [int(s) for s in m.shape], _dtype(m), [int(s) for s in m.stride()])
             if isinstance(m, torch.Tensor) else None

@@ -156,6 +156,7 @@ class Space:
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
         self.has_dot = bool(expr.dots)
+        self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
         a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
         b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
         self.m_axes = tuple(i for i in self.spatial if i in a_axes - b_axes)
@@ -295,7 +296,7 @@ class Space:
             if index.indirect is not None:
                 # One gathered row per point of the axes that the index value itself moves along.
                 terms = tuple((axis, 1) for axis in self._axes_of(index.indirect))
-            dims.append((length, terms, abs(stride)))
+            dims.append((max(1, length), terms, abs(stride)))
         dims.sort(key=lambda d: (d[2], d[0]))
         axes = frozenset(axis for _, terms, _ in dims for axis, _ in terms)
         indirect = any(a.indirect is not None for a in access.index)

@@ -249,7 +249,7 @@ def _batch_norm_training(cx: Context, x: Node, weight: Any, bias: Any, running_m
     return out, flat(average), flat(rstd), blend(running_mean, flat(average)), blend(running_var, unbiased)
 
 
-@rule("aten._softmax", "aten._safe_softmax")
+@rule("aten._softmax")
 def _softmax(cx: Context, x: Node, dim: int, half_to_float: Any = False) -> Node:
     b = cx.b
     wide = b.cast(x, _wide(cx.dtype))
@@ -257,6 +257,20 @@ def _softmax(cx: Context, x: Node, dim: int, half_to_float: Any = False) -> Node
         return b.call("add", cx.dtype, b.call("sub", cx.dtype, x, x), b.const(1, cx.dtype))
     e, total, _ = _exponentials(cx, wide, dim % len(x.shape))
     return b.cast(b.call("div", wide.dtype, e, total), cx.dtype)
+
+
+@rule("aten._safe_softmax")
+def _safe_softmax(cx: Context, x: Node, dim: int, dtype: Any = None) -> Node:
+    """Softmax that gives zeros for a row of -inf."""
+    if not x.shape:
+        raise NotLowered("a 0-d tensor")
+    b = cx.b
+    wide = b.cast(x, _wide(cx.dtype))
+    e, total, _ = _exponentials(cx, wide, dim % len(x.shape))
+    top = b.reduce("fmax", wide, (dim % len(x.shape),), wide.dtype, keepdim=True)
+    nothing = b.call("eq", "bool", top, b.const(float("-inf"), wide.dtype), compute=wide.dtype)
+    ratio = b.call("div", wide.dtype, e, total)
+    return b.cast(b.call("where", wide.dtype, nothing, b.const(0, wide.dtype), ratio), cx.dtype)
 
 
 @rule("aten._log_softmax")
