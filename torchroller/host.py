@@ -209,12 +209,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-def calibration_path() -> Path:
-    home = os.environ.get("TORCHROLLER_CACHE_DIR")
-    base = (
-        Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchroller"
+def cache_root() -> Path:
+    """Where torchroller keeps things on disk: $TORCHROLLER_CACHE_DIR, or torchroller in the user's cache."""
+    own = os.environ.get("TORCHROLLER_CACHE_DIR")
+    return (
+        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchroller"
     )
-    return base / "devices" / f"{platform.node() or 'host'}.json"
+
+
+def calibration_path() -> Path:
+    return cache_root() / "devices" / f"{platform.node() or 'host'}.json"
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:
