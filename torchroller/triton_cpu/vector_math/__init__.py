@@ -2,8 +2,8 @@
 
     symbol, ir = function("exp", "f32", 16, features)
 
-`ir` defines `symbol` over `<16 x float>` and is pasted into the module that calls it. Two functions never define
-the same symbol; they may declare the same libm function, and `abi.wrap` keeps one declaration of each.
+`ir` defines `symbol` over `<16 x float>` and is pasted into the module that calls it. Two functions never
+define the same symbol; they may declare the same libm function, and `abi.wrap` keeps one declaration of each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ELEMENTS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
 class Function:
     """One mathematical function: number of arguments, libm's name, and what bounds the error of each version.
 
-    `f32_ulp` and `f64_ulp` are the largest error, in units in the last place of the true value, that the tests
-    allow; they hold for every input, special values included. f16 and bf16 are computed in float32 and rounded.
+    `f32_ulp` and `f64_ulp` bound the error, in units in the last place of the true value; the tests hold every
+    function to them, special values included. f16 and bf16 are computed in float32 and rounded.
     `library` is libm's name for float64 (float32 has an `f` behind it); None where libm has no such function.
     """
 
@@ -82,8 +82,8 @@ def function(
 ) -> tuple[str, str]:
     """(symbol, IR text) of `name` over `<lanes x element_type>`; lanes 1 means a scalar.
 
-    `element_type` is one of "f16", "bf16", "f32", "f64". The definition is `internal alwaysinline` and takes and
-    returns values of that type. `features` (CPU.feature_names) allow instructions beyond LLVM's generic ones.
+    `element_type` is one of "f16", "bf16", "f32", "f64". The definition is `internal alwaysinline`, and takes
+    and returns values of that type. `features` (CPU.feature_names) allow instructions beyond LLVM's generic ones.
     Raises KeyError for a function or element type that is not there.
     """
     if name not in FUNCTIONS:

@@ -142,7 +142,7 @@ class Body:
         return Value(self, f"%a{index}", kind)
 
     def value(self, number: Number, kind: str) -> Value:
-        """A constant in every lane, exact in `kind` for floats that are representable; Values pass through."""
+        """A constant in every lane, rounded to `kind`; Values pass through."""
         if isinstance(number, Value):
             return number
         if kind in _FLOATS:
@@ -215,7 +215,7 @@ class Body:
         return self._library_loop(name, None, None, arguments)
 
     def library_where(self, mask: Value, name: str, otherwise: Value, *arguments: Value) -> Value:
-        """libm's `name` in the lanes where `mask` holds, `otherwise` elsewhere; jumps over it when none does."""
+        """libm's `name` in the lanes where `mask` holds, `otherwise` elsewhere; skipped when none does."""
         kind = arguments[0].type
         self.declarations.append(f"declare {kind} @{name}({', '.join(a.type for a in arguments)})")
         return self._library_loop(name, mask, otherwise, arguments)
@@ -257,7 +257,7 @@ class Body:
 
 
 def _loop_helper(helper: str, name: str, kind: str, arity: int, lanes: int, masked: bool) -> str:
-    """`void helper(ptr a0 …, ptr result, ptr mask)`: result[i] = name(a0[i] …) for each lane (of the mask)."""
+    """`void helper(ptr a0 …, ptr result, ptr mask)`: result[i] = name(a0[i] …) in each lane (of the mask)."""
     parameters = "".join(f"ptr %a{i}, " for i in range(arity))
     loads = "\n".join(
         f"  %a{i}.p = getelementptr {kind}, ptr %a{i}, i64 %i\n  %a{i}.v = load {kind}, ptr %a{i}.p"

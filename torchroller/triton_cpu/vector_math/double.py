@@ -1,4 +1,4 @@
-"""float64 functions: inline where a deep-learning kernel may well need them, libm lane by lane for the rest."""
+"""float64 functions. What is not here goes through libm, lane by lane."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def log(b: Body, x: Value) -> Value:
     tiny = x < _SMALLEST_NORMAL
     bits = tiny.select(x * 2.0**54, x).bits()
     shifted = bits - 0x3FE6A09E667F3BCD
-    # The exponent by a shift of the high half alone, for machines without 64-bit arithmetic shifts.
-    exponent = b.emit(f"ashr {b.typed('i64')} {shifted.text}, {b.value(52, 'i64').text}", "i64")
+    exponent = shifted >> 52
     f = (bits - (exponent << 52)).as_float("double") - 1.0
     e = exponent.cast("trunc", "i32").cast("sitofp", "double")
     e = tiny.select(e - 54.0, e)
