@@ -3,8 +3,8 @@
     python benchmarks/fit_vector_math.py > torchroller/triton_cpu/vector_math/coefficients.py
 
 Each row is a weighted minimax problem, solved by Remez exchange in 60-digit arithmetic (mpmath): find p of
-the given number of coefficients with max |weight(x) (f(x) - p(u(x)))| least. Coefficients are then rounded one by
-one, the rest fitted again (least squares) to what each rounding left.
+the given number of coefficients with max |weight(x) (f(x) - p(u(x)))| least. Coefficients are then rounded
+one by one, the rest fitted again (least squares) to what each rounding left.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def wrap(lowered: Lowered) -> str:
         [*values, "i32 %x", "i32 %y", "i32 %z", "i32 %gx32", "i32 %gy32", "i32 %gz32", "ptr %scratch"]
     )
     argument_loads = "\n".join(f"  {line}" for line in loads)
-    return f"""{lowered.ir.rstrip()}
+    return f"""{_without_duplicate_declarations(lowered.ir).rstrip()}
 
 define internal void @worker(ptr %state) {{
 entry:
@@ -248,10 +248,20 @@ parallel:
 done:
   ret void
 }}
-
-declare i64 @llvm.umin.i64(i64, i64)
-declare i64 @llvm.umax.i64(i64, i64)
 """
+
+
+def _without_duplicate_declarations(ir: str) -> str:
+    """IR text with one of each `declare` line: pieces of a kernel declare what they call, LLVM takes it once."""
+    seen: set[str] = set()
+    kept = []
+    for line in ir.splitlines():
+        if line.startswith("declare "):
+            if line.strip() in seen:
+                continue
+            seen.add(line.strip())
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def _load_argument(index: int, llvm_type: str) -> list[str]:

@@ -9,7 +9,7 @@ define the same symbol; they may declare the same libm function, and `abi.wrap` 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import double, single
@@ -20,9 +20,9 @@ ELEMENTS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
 
 @dataclass(frozen=True)
 class Function:
-    """One mathematical function: number of arguments, libm's name, and what bounds the error of each version.
+    """One mathematical function: its number of arguments, libm's name, and bounds on its error.
 
-    `f32_ulp` and `f64_ulp` bound the error, in units in the last place of the true value; the tests hold every
+    `f32_ulp` and `f64_ulp` bound the error, in units in the last place of the true value; tests hold every
     function to them, special values included. f16 and bf16 are computed in float32 and rounded.
     `library` is libm's name for float64 (float32 has an `f` behind it); None where libm has no such function.
     """
@@ -83,7 +83,7 @@ def function(
     """(symbol, IR text) of `name` over `<lanes x element_type>`; lanes 1 means a scalar.
 
     `element_type` is one of "f16", "bf16", "f32", "f64". The definition is `internal alwaysinline`, and takes
-    and returns values of that type. `features` (CPU.feature_names) allow instructions beyond LLVM's generic ones.
+    and returns values of that type. `features` (CPU.feature_names) allow more than LLVM's generic instructions.
     Raises KeyError for a function or element type that is not there.
     """
     if name not in FUNCTIONS:
@@ -123,17 +123,3 @@ def _implementation(name: str, kind: str) -> Callable:
     assert library is not None, f"{name} has neither an inline version for {kind} nor a libm name"
     symbol = library + ("f" if kind == "float" else "")
     return lambda body, *operands: body.library(symbol, *operands)
-
-
-def without_duplicate_declarations(ir: str) -> str:
-    """IR text with one of each `declare` line: LLVM refuses a second."""
-    seen: set[str] = set()
-    lines: Iterable[str] = ir.splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        if line.startswith("declare "):
-            if line.strip() in seen:
-                continue
-            seen.add(line.strip())
-        kept.append(line)
-    return "".join(kept)
