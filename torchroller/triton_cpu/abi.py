@@ -252,7 +252,7 @@ done:
 
 
 def _without_duplicate_declarations(ir: str) -> str:
-    """IR text with one of each `declare` line: pieces of a kernel declare what they call, LLVM takes it once."""
+    """IR text with one of each `declare` line: LLVM refuses a second, and pieces of a kernel share libm."""
     seen: set[str] = set()
     kept = []
     for line in ir.splitlines():

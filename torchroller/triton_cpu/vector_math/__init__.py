@@ -36,24 +36,24 @@ class Function:
 FUNCTIONS: dict[str, Function] = {
     "exp": Function(1, "exp", 1.0, 1.0),
     "exp2": Function(1, "exp2", 1.0, 1.0),
-    "expm1": Function(1, "expm1", 2.0, 2.0),
+    "expm1": Function(1, "expm1", 1.5, 2.0),
     "log": Function(1, "log", 1.0, 1.0),
     "log2": Function(1, "log2", 1.0, 1.0),
     "log10": Function(1, "log10", 1.0, 2.0),
-    "log1p": Function(1, "log1p", 1.0, 1.0),
-    "sin": Function(1, "sin", 1.0, 1.0),
-    "cos": Function(1, "cos", 1.0, 1.0),
-    "tan": Function(1, "tan", 2.0, 1.0),
+    "log1p": Function(1, "log1p", 1.5, 1.0),
+    "sin": Function(1, "sin", 1.6, 1.6),
+    "cos": Function(1, "cos", 1.6, 1.6),
+    "tan": Function(1, "tan", 1.25, 1.0),
     "asin": Function(1, "asin", 2.0, 1.0),
     "acos": Function(1, "acos", 2.0, 1.0),
     "atan": Function(1, "atan", 2.0, 1.0),
     "sinh": Function(1, "sinh", 2.0, 2.0),
-    "cosh": Function(1, "cosh", 2.0, 2.0),
-    "tanh": Function(1, "tanh", 2.0, 2.0),
-    "sigmoid": Function(1, None, 2.0, 2.0),
-    "erf": Function(1, "erf", 1.0, 1.0),
+    "cosh": Function(1, "cosh", 1.5, 2.0),
+    "tanh": Function(1, "tanh", 1.5, 2.5),
+    "sigmoid": Function(1, None, 1.6, 2.5),
+    "erf": Function(1, "erf", 1.25, 1.0),
     "sqrt": Function(1, "sqrt", 0.5, 0.5),
-    "rsqrt": Function(1, None, 1.0, 1.0),
+    "rsqrt": Function(1, None, 1.5, 1.5),
     "pow": Function(2, "pow", 1.0, 1.0),
     # Lane by lane through libm.
     "erfc": Function(1, "erfc", 4.0, 4.0),
@@ -83,7 +83,7 @@ def function(
     """(symbol, IR text) of `name` over `<lanes x element_type>`; lanes 1 means a scalar.
 
     `element_type` is one of "f16", "bf16", "f32", "f64". The definition is `internal alwaysinline`, and takes
-    and returns values of that type. `features` (CPU.feature_names) allow more than LLVM's generic instructions.
+    and returns values of that type. `features` (CPU.feature_names) allow instructions of that CPU.
     Raises KeyError for a function or element type that is not there.
     """
     if name not in FUNCTIONS:
