@@ -36,7 +36,9 @@ def run_python(installed: str, tmp_path: Path) -> Callable[..., str]:
     Triton's cache is the test's own folder, so two calls share it.
     """
 
-    def run(code: str, *, backend: bool = True, check: bool = True, timeout_s: int = 300, **variables: str) -> str:
+    def run(
+        code: str, *, backend: bool = True, check: bool = True, timeout_s: int = 300, **variables: str
+    ) -> str:
         script = tmp_path / f"script{len(list(tmp_path.glob('script*')))}.py"  # Triton reads kernels' source
         script.write_text(code)
         environment = {

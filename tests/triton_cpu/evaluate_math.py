@@ -57,7 +57,7 @@ done:
 
 
 def error_ulp(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """|got - want| in units in the last place of `want` (in got's type); 0 for equal specials, ∞ for unequal."""
+    """|got - want| in units in the last place of `want`, in got's type; 0 for equal specials, else ∞."""
     kind = got.dtype.type
     with np.errstate(all="ignore"):
         rounded = want.astype(kind)

@@ -11,12 +11,27 @@ from evaluate_math import compiled, error_ulp
 from torchroller.triton_cpu.cpu import host_cpu, select_cpu
 from torchroller.triton_cpu.vector_math import FUNCTIONS, function
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # NaN payloads
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:invalid value encountered in cast:RuntimeWarning"
+)  # NaN payloads
 
 mpmath = pytest.importorskip("mpmath")
 
 INLINE_F64 = ("exp", "expm1", "tanh", "sigmoid", "log", "sin", "cos", "sqrt", "rsqrt")
-INLINE_F32 = (*INLINE_F64, "exp2", "log2", "log10", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf")
+INLINE_F32 = (
+    *INLINE_F64,
+    "exp2",
+    "log2",
+    "log10",
+    "log1p",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "erf",
+)
 
 _NUMPY = {"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan}
 
@@ -55,7 +70,20 @@ def dense() -> np.ndarray:
 
 def specials(dtype: type) -> np.ndarray:
     info = np.finfo(dtype)
-    positive = [0.0, info.smallest_subnormal, info.tiny, 1e-20, 0.5, 1.0, 2.0, 88.8, 1e5, 1e20, info.max, np.inf]
+    positive = [
+        0.0,
+        info.smallest_subnormal,
+        info.tiny,
+        1e-20,
+        0.5,
+        1.0,
+        2.0,
+        88.8,
+        1e5,
+        1e20,
+        info.max,
+        np.inf,
+    ]
     return np.array([*positive, *[-v for v in positive], np.nan], dtype)
 
 
@@ -72,7 +100,9 @@ def test_float32_error_bound(name: str) -> None:
     got = compiled(name, "f32", host_cpu().vector_bits // 32, host_cpu())(x)
     error = error_ulp(got, reference_f64(name, x.astype(np.float64)))
     worst = int(np.argmax(error))
-    assert error[worst] <= FUNCTIONS[name].f32_ulp, f"{name}({x[worst]!r}) = {got[worst]!r}: {error[worst]} ulp"
+    assert error[worst] <= FUNCTIONS[name].f32_ulp, (
+        f"{name}({x[worst]!r}) = {got[worst]!r}: {error[worst]} ulp"
+    )
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "sin", "tanh", "erf", "pow"])
@@ -109,7 +139,12 @@ def _exact(name: str, value: float) -> float:
 def test_float64_error_bound(name: str) -> None:
     rng = np.random.default_rng(7)
     x = np.concatenate(
-        [rng.uniform(-1, 1, 800), rng.uniform(-40, 40, 800), rng.uniform(-700, 700, 400), 2.0 ** rng.uniform(-60, 60, 400)]
+        [
+            rng.uniform(-1, 1, 800),
+            rng.uniform(-40, 40, 800),
+            rng.uniform(-700, 700, 400),
+            2.0 ** rng.uniform(-60, 60, 400),
+        ]
     )
     if name in ("log", "sqrt", "rsqrt"):
         x = np.abs(x)
@@ -148,7 +183,24 @@ def test_pow_error_bound() -> None:
 
 
 def test_pow_special_values() -> None:
-    values = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 2.5, 1e10, 16777216.0, np.inf, -np.inf, np.nan]
+    values = [
+        0.0,
+        -0.0,
+        0.5,
+        -0.5,
+        1.0,
+        -1.0,
+        2.0,
+        -2.0,
+        3.0,
+        -3.0,
+        2.5,
+        1e10,
+        16777216.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+    ]
     x, y = (a.ravel().astype(np.float32) for a in np.meshgrid(values, values))
     with np.errstate(all="ignore"):
         want = np.power(x.astype(np.float64), y.astype(np.float64)).astype(np.float32)
