@@ -96,6 +96,30 @@ def test_a_kernel_is_compiled_once_for_two_processes(run_python: Callable[..., s
     assert "entry:" in first["asm"]
 
 
+def test_overrides_take_llvm_ir_and_refuse_assembly(run_python: Callable[..., str], tmp_path) -> None:
+    import re
+
+    dump, override = tmp_path / "dump", tmp_path / "override"
+    folders = {
+        "TRITON_DUMP_DIR": str(dump),
+        "TRITON_OVERRIDE_DIR": str(override),
+        "TRITON_ALWAYS_COMPILE": "1",
+    }
+    run_python(RUN_ADD, TRITON_KERNEL_DUMP="1", **folders)
+    (source,) = dump.glob("*/add.llir")
+    target = override / source.parent.name / "add.llir"
+    target.parent.mkdir(parents=True)
+    target.write_text(re.sub(r"= fadd( \w+)*", "= fsub", source.read_text()))
+    changed = RUN_ADD.replace("x + y", "x - y")
+    (tmp_path / "script0.py").unlink()  # the override is found by the kernel's source, file and line included
+    run_python(changed, TRITON_KERNEL_OVERRIDE="1", **folders)
+    target.rename(target.with_suffix(".asm")).write_text("nonsense\n")
+    (tmp_path / "script0.py").unlink()
+    out = run_python(RUN_ADD, check=False, TRITON_KERNEL_OVERRIDE="1", **folders)
+    assert out.startswith("1\n")
+    assert "The assembly of kernel `add` cannot be overridden" in out
+
+
 def test_another_cpu_gets_other_code(run_python: Callable[..., str]) -> None:
     host = json.loads(run_python(RUN_ADD))
     haswell = json.loads(run_python(RUN_ADD, TORCHROLLER_CPU="haswell"))

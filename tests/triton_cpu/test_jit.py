@@ -88,6 +88,16 @@ b:
         jit.optimize("k", bad, host_cpu())
 
 
+@pytest.mark.parametrize("name", ["host", "haswell", "x86-64-v2"])
+def test_assembly_gives_the_same_code(name: str) -> None:
+    cpu = select_cpu(name)
+    library = jit.link("axpy", jit.assemble("axpy", jit.optimize("axpy", AXPY, cpu).assembly(), cpu), "axpy")
+    run = library.function(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    x, y = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
+    run(1000, x.ctypes.data, y.ctypes.data)
+    np.testing.assert_array_equal(y, 3 * np.arange(1000) + 1)
+
+
 def test_a_corrupt_object_is_an_error_not_a_crash() -> None:
     with pytest.raises(RuntimeError, match="Cannot load the compiled kernel `k`"):
         jit.link("k", b"not an object file" * 10, "entry")

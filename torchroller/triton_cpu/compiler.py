@@ -166,6 +166,7 @@ class _Pipeline:
     def __init__(self, options: CPUOptions) -> None:
         self.options = options
         self.optimized: Any = None
+        self.assembly: str | None = None
 
     def ttir(self, module: Any, metadata: dict[str, Any]) -> Any:
         from triton._C.libtriton import ir, passes
@@ -209,9 +210,18 @@ class _Pipeline:
         return self.optimized
 
     def asm(self, ir: str, metadata: dict[str, Any]) -> str:
-        return self._module(ir, metadata).assembly()
+        self.assembly = self._module(ir, metadata).assembly()
+        return self.assembly
 
     def obj(self, previous: str, metadata: dict[str, Any]) -> bytes:
-        # After the asm stage `previous` is assembly, which is for reading only.
-        module = self.optimized if self.options.emit_asm else self._module(previous, metadata)
-        return module.object_code()
+        if not self.options.emit_asm:
+            return self._module(previous, metadata).object_code()
+        if previous is not self.assembly:
+            raise ValueError(
+                f"The assembly of kernel `{metadata['name']}` cannot be overridden: LLVM ends the "
+                "process on a mistake in it. Override its .llir or .ttir instead."
+            )
+        from . import jit
+        from .cpu import select_cpu
+
+        return jit.assemble(metadata["name"], previous, select_cpu(self.options.arch))
