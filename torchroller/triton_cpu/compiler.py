@@ -160,6 +160,21 @@ class CPUBackend(BaseBackend):
         stages["obj"] = pipeline.obj
 
 
+# Block pointers and tensor descriptors become plain pointers; Triton 3.8 has no pass for the former, because
+# its frontend does it.
+_TTIR_PASSES = (
+    ("common", "inliner"),
+    ("ttir", "rewrite_tensor_pointer"),
+    ("ttir", "rewrite_tensor_descriptor_to_pointer"),
+    ("common", "canonicalizer"),
+    ("ttir", "combine"),
+    ("ttir", "reorder_broadcast"),
+    ("common", "cse"),
+    ("common", "symbol_dce"),
+    ("ttir", "loop_unroll"),
+)
+
+
 class _Pipeline:
     """The stages of one compilation; the optimised module is handed on beside its text, to parse it once."""
 
@@ -173,15 +188,10 @@ class _Pipeline:
 
         manager = ir.pass_manager(module.context)
         manager.enable_debug()
-        passes.common.add_inliner(manager)
-        passes.ttir.add_rewrite_tensor_pointer(manager)
-        passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
-        passes.common.add_canonicalizer(manager)
-        passes.ttir.add_combine(manager)
-        passes.ttir.add_reorder_broadcast(manager)
-        passes.common.add_cse(manager)
-        passes.common.add_symbol_dce(manager)
-        passes.ttir.add_loop_unroll(manager)
+        for group, name in _TTIR_PASSES:
+            add = getattr(getattr(passes, group), f"add_{name}", None)
+            if add is not None:
+                add(manager)
         manager.run(module, "make_ttir")
         return module
 
