@@ -48,6 +48,7 @@ class CPUOptions:
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
     instrumentation_mode: str = ""
+    fpsan_homomorphic_casts: bool = False
     backend_name: str = BACKEND
     ir_override: str | None = None
 
@@ -62,6 +63,11 @@ class CPUOptions:
     kpack: int = 1
     allow_flush_denorm: bool = False
     schedule_hint: str = "none"
+    sched4reg: bool = False
+    clc: bool = False
+    min_shared_mem: int | None = None
+    llvm_fn_attrs: str | tuple[tuple[str, str], ...] = ""
+    wgp_cu_mode: str = "wgp"
 
     def hash(self) -> str:
         """A digest of every option."""
