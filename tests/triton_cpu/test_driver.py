@@ -189,6 +189,50 @@ def test_a_broken_neighbour_does_not_break_us(cpu_backend: None, monkeypatch: py
     assert CPUDriver.is_active() is True
 
 
+def test_named_target_needs_no_active_driver(run_python: Callable[..., str]) -> None:
+    code = (
+        VECTOR_ADD.replace("import json, sys", FAKE_GPU)
+        + """
+import ctypes
+from triton.compiler import ASTSource
+from torchroller.triton_cpu.driver import CPUUtils, current_target
+
+signature = {"x": "*fp32", "y": "*fp32", "out": "*fp32", "n": "i32", "BLOCK": "constexpr"}
+kernel = triton.compile(ASTSource(add, signature, constexprs={"BLOCK": 256}), target=current_target())
+assert driver.active.get_current_target().backend == "cuda"
+utils = CPUUtils()
+pointers = [x.data_ptr(), y.data_ptr(), out.data_ptr(), 10_001]
+block = utils.pack_block((40,), pointers, ["*fp32", "*fp32", "*fp32", "i32"])
+entries = (ctypes.c_void_p * 1)(utils.entry_address(kernel))
+utils.run_many(1, entries, (ctypes.c_void_p * 1)(ctypes.addressof(block)))
+assert torch.equal(out, x + y)
+print(utils.entry_address(kernel) == entries[0])
+"""
+    )
+    assert run_python(code).strip() == "True"
+
+
+def test_kernels_launch_from_several_threads_at_once(run_python: Callable[..., str]) -> None:
+    code = (
+        VECTOR_ADD
+        + """
+import threading
+wrong = []
+def work(seed):
+    a, b, c = torch.full((5000,), seed), torch.arange(5000.0), torch.empty(5000)
+    for _ in range(50):
+        c.zero_()
+        add[(20,)](a, b, c, 5000, BLOCK=256)
+        if not torch.equal(c, a + b):
+            wrong.append(seed)
+threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(wrong)
+"""
+    )
+    assert run_python(code).strip() == "[]"
+
+
 def test_device_properties_size_a_persistent_grid(cpu_backend: None) -> None:
     import triton
 

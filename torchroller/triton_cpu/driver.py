@@ -103,13 +103,16 @@ class CPUUtils:
     def entry_address(self, kernel: Any) -> int:
         """Address of `void entry(block)` of a CompiledKernel or of the function that load_binary gave.
 
-        The code stays loaded as long as the kernel (or function) that was passed is alive.
+        The code stays loaded as long as the kernel (or function) that was passed is alive. It is loaded here,
+        not by the active driver, which on a machine with a GPU is another one.
         """
         import ctypes
 
-        if hasattr(kernel, "_init_handles"):
-            kernel._init_handles()
-            kernel = kernel.function
+        if hasattr(kernel, "asm"):
+            loaded = getattr(kernel, "_cpu_function", None)
+            if loaded is None:
+                loaded = kernel._cpu_function = self.load_binary(kernel.name, kernel.asm["obj"], 0, 0)[1]
+            kernel = loaded
         address = ctypes.cast(kernel, ctypes.c_void_p).value
         assert address is not None
         return address
