@@ -125,6 +125,20 @@ def test_code_is_the_same_every_time() -> None:
     assert (first.ir, first.object_code()) == (second.ir, second.object_code())
 
 
+def test_kernels_compile_in_parallel_to_the_same_code() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    sources = [AXPY.replace("3.0", f"{i}.0") for i in range(24)]
+
+    def code(source: str) -> bytes:
+        return jit.optimize("axpy", source, host_cpu()).object_code()
+
+    serial = [code(source) for source in sources]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(code, sources)) == serial
+
+
 def test_errors_survive_copying() -> None:
     error = UnsupportedOperation("tt.histogram", "kernel.py:31", "tensor<16xi32>")
     for again in (copy.deepcopy(error), pickle.loads(pickle.dumps(error))):

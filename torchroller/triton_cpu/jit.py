@@ -1,6 +1,10 @@
 """LLVM through llvmlite: IR text → verified, optimised module → object code or assembly → an address.
 
 llvmlite is imported inside functions, because Triton imports this package in every program on the machine.
+
+llvmlite lets one thread at a time into LLVM. A compilation here shares nothing with another (each has its own
+context, each thread its own target machine), so its two long calls, passes and code generation, go past that lock:
+kernels compile in parallel.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from .cpu import CPU
 from .errors import InvalidIR
 
 _library_numbers = itertools.count()
-_codegen_lock = threading.Lock()  # a TargetMachine serves one thread at a time
+_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,11 @@ class OptimizedModule:
 
     def assembly(self) -> str:
         """The module as assembly text of its CPU."""
-        with _codegen_lock:
-            return _target_machine(self.cpu).emit_assembly(self.handle)
+        return _emit(self.handle, self.cpu, as_object=False).decode()
 
     def object_code(self) -> bytes:
         """The module as a relocatable object file (ELF on Linux)."""
-        with _codegen_lock:
-            return _target_machine(self.cpu).emit_object(self.handle)
+        return _emit(self.handle, self.cpu, as_object=True)
 
 
 @functools.cache
@@ -50,8 +52,15 @@ def _llvm() -> Any:
     return llvm
 
 
-@functools.cache
 def _target_machine(cpu: CPU) -> Any:
+    """The calling thread's machine for `cpu`: one serves one thread at a time."""
+    machines = _thread.__dict__.setdefault("machines", {})
+    if cpu not in machines:
+        machines[cpu] = _create_target_machine(cpu)
+    return machines[cpu]
+
+
+def _create_target_machine(cpu: CPU) -> Any:
     llvm = _llvm()
     target = llvm.Target.from_triple(llvm.get_process_triple())
     # Small code model: the JIT linker puts a whole object in one allocation, so constants are RIP-relative.
@@ -66,8 +75,7 @@ def optimize(name: str, ir: str, cpu: CPU) -> OptimizedModule:
     Raises InvalidIR, which shows the offending lines, when LLVM refuses the text.
     """
     module = parse(name, _prefer_wide_vectors(ir, cpu), cpu)
-    with _codegen_lock:
-        _run_passes(module, cpu)
+    _run_passes(module, cpu)
     return OptimizedModule(name, cpu, str(module), module)
 
 
@@ -81,8 +89,7 @@ def assemble(name: str, assembly: str, cpu: CPU) -> bytes:
         for line in assembly.splitlines()
     )
     module = parse(name, "".join(f'module asm "{line}"\n' for line in escaped), cpu)
-    with _codegen_lock:
-        return _target_machine(cpu).emit_object(module)
+    return _emit(module, cpu, as_object=True)
 
 
 def reuse_optimized(name: str, ir: str, cpu: CPU) -> OptimizedModule:
@@ -118,7 +125,30 @@ def _run_passes(module: Any, cpu: CPU) -> None:
     # The lowering writes vectors itself; SLP finds little in them and costs a third of the compile time.
     tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(_target_machine(cpu), tuning)
-    builder.getModulePassManager().run(module, builder)
+    _unlocked("LLVMPY_RunNewModulePassManager")(builder.getModulePassManager(), module, builder)
+
+
+def _emit(module: Any, cpu: CPU, *, as_object: bool) -> bytes:
+    from llvmlite.binding import ffi
+
+    with ffi.OutputString() as message:
+        emit = _unlocked("LLVMPY_TargetMachineEmitToMemory")
+        buffer = emit(_target_machine(cpu), module, int(as_object), message)
+        if not buffer:
+            raise RuntimeError(f"LLVM generated no code for {cpu.name}: {message}")
+    try:
+        start, size = ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer)
+        return ctypes.string_at(start, size)
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
+def _unlocked(name: str) -> Any:
+    """A function of llvmlite's library without llvmlite's lock around it (with it, if llvmlite changes)."""
+    from llvmlite.binding import ffi
+
+    function = getattr(ffi.lib, name)
+    return getattr(function, "_cfn", function)
 
 
 def _prefer_wide_vectors(ir: str, cpu: CPU) -> str:

@@ -1,0 +1,32 @@
+"""docs/triton-cpu.md states what the code does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchroller.triton_cpu import cpu
+from torchroller.triton_cpu.vector_math import FUNCTIONS, double, single
+
+PAGE = (Path(__file__).parents[2] / "docs" / "triton-cpu.md").read_text()
+
+
+def test_the_table_of_error_bounds_is_the_codes() -> None:
+    for name, function in FUNCTIONS.items():
+        modules = {"float32": single, "float64": double}
+        inline = ", ".join(kind for kind, module in modules.items() if hasattr(module, name))
+        assert f"| {name} | {function.f32_ulp:g} | {function.f64_ulp:g} | {inline} |" in PAGE
+    assert PAGE.split("| inline |")[1].count("\n| ") == len(FUNCTIONS)
+
+
+def test_variables_are_spelled_as_in_the_code() -> None:
+    assert f"`{cpu.ENVIRONMENT}=" in PAGE
+    inductor = pytest.importorskip("torch._inductor.config")
+    assert "TORCHINDUCTOR_TRITON_DISABLE_DEVICE_DETECTION" in Path(inductor.__file__).read_text()
+
+
+def test_the_example_runs(run_python: Callable[..., str]) -> None:
+    example = PAGE.split("```python\n")[1].split("```")[0]
+    assert "entry:" in run_python(example + "assert torch.equal(out, x + y)\n")
