@@ -3,8 +3,8 @@
 llvmlite is imported inside functions, because Triton imports this package in every program on the machine.
 
 llvmlite lets one thread at a time into LLVM. A compilation here shares nothing with another (each has its own
-context, each thread its own target machine), so its two long calls, passes and code generation, go past that lock:
-kernels compile in parallel.
+context, each thread its own target machine), so its two long calls, the passes and the code generation, pass
+that lock by: kernels compile in parallel.
 """
 
 from __future__ import annotations
