@@ -22,7 +22,10 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .lowering import LoweredModule
 
 GRID_OFFSET, THREADS_OFFSET, CHUNK_OFFSET, PARALLEL_OFFSET = 0, 24, 32, 40
 SCRATCH_OFFSET, SCRATCH_STRIDE_OFFSET, ARGUMENTS_OFFSET, SLOT_BYTES = 48, 56, 64, 8
@@ -40,15 +43,6 @@ _FORMATS = {
     "u1": "Q", "u8": "Q", "u16": "Q", "u32": "Q", "u64": "Q",
     "fp16": "e6x", "bf16": "Q", "fp32": "f4x", "f32": "f4x", "fp64": "d",
 }  # fmt: skip
-
-
-class Lowered(Protocol):
-    """What the wrapper needs of a lowered program (`lowering.LoweredModule`)."""
-
-    name: str
-    ir: str
-    params: tuple[str, ...]
-    scratch_bytes: int
 
 
 def slot_format(triton_type: str) -> str:
@@ -115,7 +109,7 @@ def pack_block(
     return ctypes.create_string_buffer(data, len(data))
 
 
-def wrap(lowered: Lowered) -> str:
+def wrap(lowered: LoweredModule) -> str:
     """The IR of a whole kernel: the lowered `@program` with `@worker` and `@entry` around it."""
     loads, values = [], []
     for index, llvm_type in enumerate(lowered.params):

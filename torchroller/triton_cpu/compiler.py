@@ -132,7 +132,8 @@ class CPUBackend(BaseBackend):
             given["enable_fp_fusion"] = knobs.language.default_fp_fusion
         if isinstance(given.get("extern_libs"), dict):
             given["extern_libs"] = tuple(given["extern_libs"].items())
-        return CPUOptions(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        hashable: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+        return CPUOptions(**hashable)
 
     def pack_metadata(self, metadata: Any) -> tuple[int, int, int]:
         return metadata.num_warps, metadata.num_ctas, metadata.shared

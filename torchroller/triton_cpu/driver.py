@@ -7,6 +7,7 @@ not raise. It holds exactly one concrete subclass of DriverBase, because Triton 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 import time
@@ -169,9 +170,7 @@ class CPUDriver(DriverBase):
         return current_target()
 
     def get_active_torch_device(self) -> Any:
-        import torch
-
-        return torch.device("cpu")
+        return importlib.import_module("torch").device("cpu")
 
     def get_current_device(self) -> int:
         return 0
@@ -209,12 +208,11 @@ class CPUDriver(DriverBase):
 
     def get_empty_cache_for_benchmark(self) -> Any:
         """A tensor as large as the last-level cache (at most 256 MiB), to overwrite between measurements."""
-        import torch
-
         from .cpu import caches
 
         sizes = caches()
         size_bytes = min(max(filter(None, (sizes.l3_bytes, sizes.l2_bytes, 1 << 25))), 1 << 28)
+        torch = importlib.import_module("torch")
         return torch.empty(size_bytes // 4, dtype=torch.int32)
 
     def clear_cache(self, cache: Any) -> None:

@@ -9,6 +9,7 @@ that lock by: kernels compile in parallel.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -176,6 +177,10 @@ def _explain_parse_error(text: str, ir: str) -> tuple[str, str]:
 
 @functools.cache
 def _jit() -> Any:
+    with contextlib.suppress(
+        OSError
+    ):  # kernels call libm by name; not every Python has it in the global scope
+        ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
     return _llvm().create_lljit_compiler(use_jit_link=True)
 
 
@@ -207,5 +212,5 @@ class LoadedLibrary:
     def function(self, result: Any, *arguments: Any) -> Any:
         """A ctypes function for the symbol, which releases the GIL and keeps the code mapped."""
         function = ctypes.CFUNCTYPE(result, *arguments)(self.address)
-        function.library = self
+        function.library = self  # type: ignore[attr-defined]
         return function

@@ -11,12 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 _INTRINSIC_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
 INTEGER_OF = {"float": "i32", "double": "i64", "half": "i16", "bfloat": "i16"}
 _FLOATS = tuple(_INTRINSIC_SUFFIX)
 
-Number = "Value | float | int"
+Number: TypeAlias = "Value | float | int"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Value:
 
     def select(self, yes: Number, no: Number) -> Value:
         """Lane by lane `yes` where this (an i1) is true, else `no`; at least one is a Value."""
-        kind = yes.type if isinstance(yes, Value) else no.type  # type: ignore[union-attr]
+        kind = next(value.type for value in (yes, no) if isinstance(value, Value))
         a, b = self.body.value(yes, kind), self.body.value(no, kind)
         typed = self.body.typed
         return self.body.emit(
