@@ -36,8 +36,9 @@ done:
 """
 
 
-def test_code_runs_in_process() -> None:
-    library = jit.link("axpy", jit.optimize("axpy", AXPY, host_cpu()).object_code(), "axpy")
+@pytest.mark.parametrize("full", [False, True])
+def test_code_runs_in_process(full: bool) -> None:
+    library = jit.link("axpy", jit.optimize("axpy", AXPY, host_cpu(), full=full).object_code(), "axpy")
     run = library.function(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     x, y = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
     run(1000, x.ctypes.data, y.ctypes.data)
@@ -46,11 +47,11 @@ def test_code_runs_in_process() -> None:
 
 @pytest.mark.parametrize("cpu", ["skylake-avx512", "x86-64-v4", "sapphirerapids", "znver5"])
 def test_avx512_processors_get_512_bit_vectors(cpu: str) -> None:
-    assert "%zmm" in jit.optimize("axpy", AXPY, select_cpu(cpu)).assembly()
+    assert "%zmm" in jit.optimize("axpy", AXPY, select_cpu(cpu), full=True).assembly()
 
 
 def test_avx2_processors_get_256_bit_vectors() -> None:
-    assembly = jit.optimize("axpy", AXPY, select_cpu("haswell")).assembly()
+    assembly = jit.optimize("axpy", AXPY, select_cpu("haswell"), full=True).assembly()
     assert "%ymm" in assembly
     assert "%zmm" not in assembly
     assert "vfmadd" in assembly

@@ -170,7 +170,7 @@ run:
   %x = phi i32 [ %x0, %decode ], [ %x.next, %run ]
   %y = phi i32 [ %y0, %decode ], [ %y.next, %run ]
   %z = phi i32 [ %z0, %decode ], [ %z.next, %run ]
-  call void @program({call})
+  call void @program({call}) alwaysinline
   %x.up = add i32 %x, 1
   %x.wrap = icmp uge i32 %x.up, %gx32
   %x.next = select i1 %x.wrap, i32 0, i32 %x.up

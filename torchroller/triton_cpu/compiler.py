@@ -23,6 +23,9 @@ BACKEND = "cpu"
 class CPUOptions:
     """What a kernel is compiled with. The first group shapes the code; Triton's frontend reads the rest.
 
+    `full_optimization` runs all of LLVM's O3, for kernels with scalar loops of their own: three times the
+    optimiser's time. `emit_asm=False` leaves out the assembly text.
+
     Launch options of GPU backends are accepted, so that kernels and autotuner configurations written for a
     GPU run unchanged, and have no effect.
     """
@@ -33,6 +36,7 @@ class CPUOptions:
     vector_bits: int = 0
     enable_fp_fusion: bool = True
     emit_asm: bool = True
+    full_optimization: bool = False
 
     num_warps: int = 4
     num_ctas: int = 1
@@ -215,7 +219,8 @@ class _Pipeline:
         metadata["scratch_bytes"] = lowered.scratch_bytes
         # Kernels divide the shared memory of a device by this to choose a grid (Triton's softmax tutorial).
         metadata["shared"] = max(1, lowered.scratch_bytes)
-        self.optimized = jit.optimize(lowered.name, abi.wrap(lowered), select_cpu(self.options.arch))
+        cpu, full = select_cpu(self.options.arch), self.options.full_optimization
+        self.optimized = jit.optimize(lowered.name, abi.wrap(lowered), cpu, full=full)
         return self.optimized.ir
 
     def _module(self, ir: str, metadata: dict[str, Any]) -> Any:
