@@ -107,7 +107,7 @@ def _specialised_call(
     packed = []
     for triton_type, value in leaves:
         if triton_type.startswith("*"):
-            argument = re.match(r"a(\d+)", value)[1]
+            argument = re.findall(r"\d+", value)[0]  # the first number in a3[0].base is that of the parameter
             fast = f"{value}.data_ptr() if {value}.__class__ is Tensor and {value}.is_cpu"
             packed.append(f"({fast} else pointer({value}, names[{argument}]))")
         elif triton_type == "bf16":
