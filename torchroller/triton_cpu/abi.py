@@ -124,6 +124,8 @@ def wrap(lowered: Lowered) -> str:
     call = ", ".join(
         [*values, "i32 %x", "i32 %y", "i32 %z", "i32 %gx32", "i32 %gy32", "i32 %gz32", "ptr %scratch"]
     )
+    needed = ("declare i64 @llvm.umin.i64(i64, i64)", "declare i64 @llvm.umax.i64(i64, i64)")
+    declarations = "\n".join(line for line in needed if line not in lowered.ir)
     argument_loads = "\n".join(f"  {line}" for line in loads)
     return f"""{lowered.ir.rstrip()}
 
@@ -249,8 +251,7 @@ done:
   ret void
 }}
 
-declare i64 @llvm.umin.i64(i64, i64)
-declare i64 @llvm.umax.i64(i64, i64)
+{declarations}
 """
 
 

@@ -103,7 +103,11 @@ class Carried:
         """Make `value` (the body's argument, or the loop's result) mean what is carried now."""
         low, code, type = self.low, self.low.code, self.arg.type
         if not type.is_tensor:
-            low.set_scalar(value, code.let(f"load {lt.scalar(type.elem)}, ptr {self.slot}"))
+            name = code.let(f"load {lt.scalar(type.elem)}, ptr {self.slot}")
+            low.set_scalar(value, name)
+            if type.elem == "ptr":
+                start = low.scalar(self.init)
+                code.pointer_roots[name] = code.pointer_roots.get(start, start)
         elif self.buffer is not None:
             low.set_tensor(value, stored(self.buffer))
             if value is self.arg:

@@ -56,7 +56,9 @@ class Lowering:
 
     def __init__(self, options: LowerOptions) -> None:
         self.code = Code()
-        self.ev = Evaluator(self.code, options.vector_bits, frozenset(options.feature_names))
+        self.ev = Evaluator(
+            self.code, options.vector_bits, frozenset(options.feature_names), options.enable_fp_fusion
+        )
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}
         self.tensors: dict[Value, Tensor] = {}
@@ -175,9 +177,10 @@ class Lowering:
         if op.name == "tt.addptr":
             pointer, offset = self.scalars[op.operands[0]], self.positions[op.operands[1]]
             pointee = lt.storage(result.type.pointee or "i8") if not (result.type.pointee or "").startswith("!") else "ptr"
-            self.set_scalar(result, pointer if offset == 0 else code.let(
-                f"getelementptr {pointee}, ptr {pointer}, i64 {offset}"
-            ))
+            moved = pointer if offset == 0 else code.let(f"getelementptr {pointee}, ptr {pointer}, i64 {offset}")
+            if moved != pointer:
+                code.pointer_roots[moved] = code.pointer_roots.get(pointer, pointer)
+            self.set_scalar(result, moved)
             return
         args = [self.scalars[v] for v in op.operands]
         position = self.constant_fold(op)

@@ -6,8 +6,10 @@ from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.elementwise import emitter
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
-from torchroller.triton_cpu.lowering.nests import identity, new_buffer, over_tile, stored, vector_dim, versions
-from torchroller.triton_cpu.lowering.values import Load, Place, Tensor
+from torchroller.triton_cpu.lowering.nests import (
+    Roots, identity, new_buffer, over_tile, stored, vector_dim, versions,
+)  # fmt: skip
+from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op
 
 # Operations that may stand between two stores that are written in one nest.
@@ -41,6 +43,34 @@ def store(low: Lowering, op: Op) -> None:
     write_stores(low, [op])
 
 
+def keep_overlapping(low: Lowering, roots: Roots, pointers: list[Tensor]) -> None:
+    """Keep loads below `roots` that a nest writing through `pointers` could overtake.
+
+    A nest goes place by place. Reading where that very place is written is safe; reading the same memory at another
+    place, or at a place reached through an index tensor, is not. Pointers that come from different arguments are
+    taken to name different memory, or the same elements.
+    """
+    ev, root = low.ev, low.code.pointer_roots
+    targets = [p.linear(ev, False) for p in pointers]
+
+    def safe(load: Load, dims: Dims) -> bool:
+        form = load.pointer.linear(ev, False)
+        for target in targets:
+            if form.pointer is None or target.pointer is None:
+                return False
+            if root.get(form.pointer, form.pointer) != root.get(target.pointer, target.pointer):
+                continue
+            same = (form.pointer, form.base, form.strides) == (target.pointer, target.base, target.strides)
+            onto = all(s != 0 for s, n in zip(target.strides, pointers[0].shape) if n > 1)
+            if not (same and onto and form.affine and target.affine and dims == load.same_dims()):
+                return False
+        return True
+
+    for t, dims in list(ev.walk(roots)):
+        if isinstance(t, Load) and t.buffer is None and not safe(t, dims):
+            low.keep(t)
+
+
 def write_stores(low: Lowering, ops: list[Op]) -> None:
     """One nest that evaluates and stores every place of the tile."""
     ev = low.ev
@@ -53,6 +83,7 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
     shape = parts[0][0].shape
     roots = [identity(t) for part in parts for t in part if t is not None]
     pointers = [identity(p) for p, _, _ in parts]
+    keep_overlapping(low, roots, [p for p, _, _ in parts])
 
     def write() -> None:
         vdim = vector_dim(ev, shape, roots, pointers)
@@ -100,6 +131,7 @@ def _each_lane(low: Lowering, op: Op, pointer: Tensor, others: list[Tensor], mas
         code.place(end)
 
     roots = [identity(t) for t in (pointer, *others)] + ([identity(mask)] if mask is not None else [])
+    keep_overlapping(low, roots, [pointer])
     versions(ev, roots, lambda: over_tile(ev, shape, None, element))
     if scalar:
         low.set_scalar(op.results[0], ev.load_buffer(out, Place((0,))))

@@ -32,7 +32,7 @@ def constant(low: Lowering, op: Op) -> None:
         raise UnsupportedOperation(op.name, op.location or None, f"a constant tensor with differing elements: {op.text}")
     text = text.split(" : ")[0]
     number = None
-    if lt.is_float(elem):
+    if lt.is_float(elem) or lt.is_float8(elem):
         text = lt.float_literal(text, elem)
     elif elem == "i1":
         text = {"1": "true", "-1": "true", "0": "false"}.get(text, text)
