@@ -33,7 +33,9 @@ class Code:
         self.declarations: dict[str, str] = {}
         self.scratch_bytes = 0
         self.loop_metadata: list[str] = []
-        self.pointer_roots: dict[str, str] = {}  # scalar pointers computed from another one → the first of them
+        self.pointer_roots: dict[
+            str, str
+        ] = {}  # scalar pointers computed from another one → the first of them
 
     # ---- names and lines -------------------------------------------------------------------------------------
     def name(self, hint: str = "t") -> str:
