@@ -17,6 +17,8 @@ from .cpu import CPU
 from .errors import InvalidIR
 
 _library_numbers = itertools.count()
+ASSERTION = "torchroller_assertion"  # what tl.device_assert writes to: a message's address, the program's id
+assertion_record = (ctypes.c_int64 * 4)()
 _codegen_lock = threading.Lock()  # a TargetMachine serves one thread at a time
 
 
@@ -142,6 +144,7 @@ def link(name: str, object_code: bytes, symbol: str) -> LoadedLibrary:
     """
     llvm = _llvm()
     builder = llvm.JITLibraryBuilder().add_object_img(object_code).add_current_process().export_symbol(symbol)
+    builder.import_symbol(ASSERTION, ctypes.addressof(assertion_record))
     library_name = f"{name}.{next(_library_numbers)}"
     try:
         tracker = builder.link(_jit(), library_name)

@@ -178,7 +178,7 @@ def for_loop(low: Lowering, op: Op) -> None:
     predicate = "ult" if op.text.startswith("unsigned") else "slt"
 
     def body(index: Operand) -> None:
-        with low.region():
+        with low.region(), low.loop_body():
             low.set_scalar(block.args[0], str(index))
             for c in carried:
                 c.bind(c.arg)
@@ -246,7 +246,7 @@ def while_loop(low: Lowering, op: Op) -> None:
     head, body, end = code.label("while"), code.label("do"), code.label("done")
     code.line(f"  br label %{head}")
     code.place(head)
-    with code.nest(), low.region():
+    with code.nest(), low.region(), low.loop_body():
         for c in carried:
             c.bind(c.arg)
         low.block(before)
@@ -263,7 +263,7 @@ def while_loop(low: Lowering, op: Op) -> None:
                 low.set_scalar(target, low.scalar(v), low.position(v))
 
     code.place(body)
-    with code.nest(), low.region():
+    with code.nest(), low.region(), low.loop_body():
         bind(after.args)
         low.block(after)
         leave(low, carried, after.ops[-1].operands if after.ops else [])

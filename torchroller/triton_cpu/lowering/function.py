@@ -76,6 +76,7 @@ class Lowering:
         self.borrowed: list[list[Tensor]] = []  # per open region: tensors given a buffer inside it
         self.carried: dict[str, tuple[Value, Buffer]] = {}  # buffers of loop-carried tensors, by pointer
         self.use_counts: Counter[Value] = Counter()
+        self.arguments: frozenset[Value] = frozenset()  # the kernel's own
 
     # ---- values ----------------------------------------------------------------------------------------------
     def scalar(self, v: Value) -> str:
@@ -129,6 +130,15 @@ class Lowering:
             for t in self.borrowed.pop():
                 t.buffer = None
 
+    @contextmanager
+    def loop_body(self) -> Iterator[None]:
+        """What an outer loop carries must not be updated in place: this body may run more than once."""
+        saved, self.carried = self.carried, {}
+        try:
+            yield
+        finally:
+            self.carried = saved
+
     # ---- blocks ----------------------------------------------------------------------------------------------
     def block(self, block: Block) -> None:
         """Lower the operations of a block up to, not including, its terminator."""
@@ -142,7 +152,7 @@ class Lowering:
                 continue
             self.needed[-1] = used_later[k]
             if op.name == "tt.store" and op.operands[1].type.is_tensor:
-                stores, between, last = store_group(block.ops, k)
+                stores, between, last = store_group(block.ops, k, self.arguments)
                 for other in between:
                     self.operation(other)
                 done.update(stores, between)
