@@ -186,6 +186,29 @@ _TTIR_PASSES = (
 )
 
 
+def _inline_all(text: str) -> str:
+    """A printed module with its noinline functions inlined: a call has no advantage on a CPU."""
+    import tempfile
+
+    from triton._C.libtriton import ir, passes
+
+    context = ir.context()
+    ir.load_dialects(context)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "module.ttir"
+        path.write_text(text.replace("noinline = true", "noinline = false"))
+        module = ir.parse_mlir_module(str(path), context)
+    module.context = context  # it must outlive the module
+    manager = ir.pass_manager(context)
+    manager.enable_debug()
+    passes.common.add_inliner(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.common.add_cse(manager)
+    passes.common.add_symbol_dce(manager)
+    manager.run(module, "inline_all")
+    return str(module)
+
+
 class _Pipeline:
     """The stages of one compilation; the optimised module is handed on beside its text, to parse it once."""
 
@@ -213,10 +236,14 @@ class _Pipeline:
 
         wanted = [option.name for option in fields(LowerOptions) if hasattr(self.options, option.name)]
         options = LowerOptions(**{name: getattr(self.options, name) for name in wanted})
-        lowered = lower(str(module), options)  # the text carries locations: errors name the user's line
+        text = str(module)  # with locations: errors name the user's line
+        if "noinline = true" in text:
+            text = _inline_all(text)
+        lowered = lower(text, options)
         metadata["name"] = lowered.name
         metadata["params"] = list(lowered.params)
         metadata["scratch_bytes"] = lowered.scratch_bytes
+        metadata["asserts"] = lowered.asserts
         # Kernels divide the shared memory of a device by this to choose a grid (Triton's softmax tutorial).
         metadata["shared"] = max(1, lowered.scratch_bytes)
         cpu, full = select_cpu(self.options.arch), self.options.full_optimization

@@ -46,6 +46,20 @@ class InvalidIR(TritonCPUError):
         return type(self), (self.kernel, self.message, self.excerpt)
 
 
+class DeviceAssertion(TritonCPUError, AssertionError):
+    """A `tl.device_assert` of a kernel compiled in debug mode did not hold; `program` is its id (x, y, z)."""
+
+    def __init__(self, kernel: str, message: str, program: tuple[int, int, int]) -> None:
+        self.kernel, self.message, self.program = kernel, message, program
+        super().__init__(
+            f"Assertion failed in kernel `{kernel}`, program {program}: {message}\n"
+            "That program stopped there; others ran on, so what the launch wrote is incomplete."
+        )
+
+    def __reduce__(self):
+        return type(self), (self.kernel, self.message, self.program)
+
+
 class UnknownCPU(TritonCPUError):
     """A CPU name that LLVM, or this backend, does not know."""
 

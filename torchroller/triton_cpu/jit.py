@@ -23,6 +23,8 @@ from .errors import InvalidIR
 
 _library_numbers = itertools.count()
 _thread = threading.local()
+ASSERTION = "torchroller_assertion"  # what tl.device_assert writes to: a message's address, the program's id
+assertion_record = (ctypes.c_int64 * 4)()
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ def link(name: str, object_code: bytes, symbol: str) -> LoadedLibrary:
     """
     llvm = _llvm()
     builder = llvm.JITLibraryBuilder().add_object_img(object_code).add_current_process().export_symbol(symbol)
+    builder.import_symbol(ASSERTION, ctypes.addressof(assertion_record))
     library_name = f"{name}.{next(_library_numbers)}"
     try:
         tracker = builder.link(_jit(), library_name)
