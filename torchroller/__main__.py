@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--list", action="store_true", help="list the operators")
     bench.add_argument(
-        "--scale", type=int, default=64, help="divide batch or rows by this (default 64); 1 is the paper's"
+        "--scale", type=int, help="divide batch or rows by this (default: 64 on a CPU, 1 elsewhere)"
     )
     bench.add_argument(
         "--device", default="cpu", help="predict for this device; others than cpu are not timed"
@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _devices(args: argparse.Namespace) -> int:
-    from torchroller import device, host
+    from torchroller import calibrate, device, host
 
     if args.measure:
-        found = host.measure()
+        found = calibrate.measure()
         path = host.save_calibration(found)
         device.cpu.cache_clear()
         print(f"measured {found.cores} cores; kept in {path}\n")
@@ -109,8 +109,8 @@ def _bench(args: argparse.Namespace) -> int:
     named = [o for o in listed if o.id == args.operator.upper()]
     if not named:
         raise ValueError(f"no operator {args.operator!r}; `bench --list` names all {len(listed)}")
-    operator = named[0].scaled(args.scale)
     spec = device.by_name(args.device)
+    operator = named[0].scaled(args.scale or (64 if spec.is_cpu else 1))
     found = construct(operator.expr(), spec, tiled=operator.tiled)
     print(f"{operator}\n\n{found.best}\n\n{found}")
     if spec.is_cpu:

@@ -2,7 +2,7 @@
 
     kernel  := TensorExpr(axes, values, writes)          one fused kernel, one iteration space
     axes    := (Axis ...)                                spatial first, then reduce
-    values  := (Value ...)                               SSA; each is a scalar at one point of the iteration space
+    values  := (Value ...)                               SSA; a scalar at one point of the iteration space
     value   := load | const | index | call | reduce | dot
     access  := tensor, affine index per tensor dimension, strides
 

@@ -296,13 +296,15 @@ def _together(a: ExternReport, b: ExternReport) -> ExternReport:
 
 
 def extern_flops(call: Any) -> int | None:
-    """FLOPs of an extern call by PyTorch's own formulas (convolutions, attention, products); None elsewhere."""
+    """FLOPs of an extern call by PyTorch's own formulas (convolution, attention, …); None elsewhere."""
     import torch
     from torch.utils import _pytree
     from torch.utils.flop_counter import flop_registry
 
     packet = getattr(call.target, "overloadpacket", call.target)
     formula = flop_registry.get(packet)
+    if formula is None and "_scaled_dot_product" in str(packet):
+        formula = _attention_flops  # variants that PyTorch's table lacks, such as the CPU's
     if formula is None:
         return None
 
@@ -317,6 +319,12 @@ def extern_flops(call: Any) -> int | None:
         return int(formula(*args, **kwargs, out_val=out))
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, AssertionError):
         return None  # a formula that does not take this overload: unknown, not zero
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Both products of softmax(q k^T) v; q is [batch, heads, tokens, width]."""
+    *batch, tokens, width = query.shape
+    return 2 * math.prod(batch) * tokens * key.shape[-2] * (width + value.shape[-1])
 
 
 def explain(

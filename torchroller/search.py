@@ -350,7 +350,7 @@ def _levels(space: Space, device: DeviceSpec, c: _Candidate) -> tuple[tuple[str,
 
 
 def _innermost_tile(space: Space, device: DeviceSpec, c: _Candidate) -> Extents:
-    """What the innermost private level keeps: the block; in a core's L1 one row panel and column panel of it."""
+    """What the innermost private level keeps: the block; in a core's L1 one panel of rows and columns."""
     if not (device.is_cpu and space.has_dot):
         return c.extents
     tile = list(c.extents)
