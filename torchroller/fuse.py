@@ -136,8 +136,8 @@ class _Fuser:
             strides = self.view_strides(value, self.guess(base))
             if strides is None or (out.strides and not _same_layout(value.shape, strides[0], out.strides)):
                 value = self.b.copy(value)
-        elif base.kind == "pointwise" and out.strides and not _same_layout(
-            value.shape, contiguous_strides(value.shape), out.strides
+        elif base.kind not in ("input", "extern") and out.strides and not _same_layout(
+            value.shape, self.guess(base)[0], out.strides
         ):
             value = self.b.copy(value)
         if value.kind == "pointwise" and value.fn == "copy" and out.strides and _dense(value.shape, out.strides):
@@ -231,8 +231,10 @@ class _Fuser:
         new = {}
         for o in call.operands:
             self.store(base_of(o))
-            if self.view_strides(o, self.guess(base_of(o))) is None:
-                new[o] = self.stored_copy(o)
+            have, want = self.view_strides(o, self.guess(base_of(o))), call.strides.get(o)
+            if have is None or (want and not _same_layout(o.shape, have[0], want)):
+                # some ATen kernels rely on the layout that ATen itself would have given them
+                new[o] = self.stored_copy(o, want)
             deps |= self.source_deps(base_of(new.get(o, o)))
         if new:
             swap = lambda v: new.get(v, v) if isinstance(v, Node) else v  # noqa: E731
@@ -244,8 +246,10 @@ class _Fuser:
             self.after = call
         self.depends[call] = deps
 
-    def stored_copy(self, value: Node) -> Node:
+    def stored_copy(self, value: Node, strides: tuple[int, ...] | None = None) -> Node:
         copy = self.b.copy(value)
+        if strides and _dense(value.shape, strides):
+            self.place(copy, strides)
         self.forced.add(copy)
         self.users[copy] = 1
         self.pointwise(copy)

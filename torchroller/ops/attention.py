@@ -27,7 +27,8 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
     if attn_mask is not None:
         mask = cx.b.expand(cx.b.cast(attn_mask, "float32"), (*q.shape[:2], m, n))
     out, lse = cx.b.attention(q, k, v, mask, 1 / math.sqrt(d) if scale is None else scale, is_causal)
-    object.__setattr__(out, "strides", tuple(int(s) for s in cx.out(0).stride()))
+    for node, meta in ((out, cx.out(0)), (lse, cx.out(1))):
+        object.__setattr__(node, "strides", tuple(int(s) for s in meta.stride()))
     return out, lse if 1 in cx.used else None
 
 
