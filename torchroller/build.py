@@ -15,6 +15,9 @@ from .graph import Node, base_of, compute_type
 from .views import Index, Ix, backward
 
 
+FIXED = frozenset(("k", "n", "d"))  # contracted axes of dots: the emitters want each as one axis
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A tensor expression and the buffers that its tensors t0, t1 .. are bound to."""
@@ -97,7 +100,38 @@ class _Maker:
             left, right = self.group.operands[node]
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
                                    over=("k",)))  # fmt: skip
+        if node.kind == "attention":
+            return self.attention(node)[0]
+        if node.kind == "lse":
+            return self.attention(node.args[0])[1]
         raise AssertionError(f"{node!r} in a kernel")
+
+    def attention(self, node: Node) -> tuple[int, int]:
+        """(output, log of the row sums) of softmax(q k^T * scale + mask) v."""
+        key = ("attention", node)
+        if key in self.memo:
+            return self.memo[key], self.memo["lse", node]  # type: ignore[index]
+        places = self.group.operands[node]
+        scale, causal = node.number
+        q, k, v = (self.value(x, at) for x, at in zip(node.args[:3], places))
+        emit, f32 = self.emit, "float32"
+        score = emit(Value("dot", f32, (q, k), over=("d",)))
+        score = emit(Value("call", f32, (score, emit(Value("const", f32, number=float(scale)))), fn="mul"))
+        if len(node.args) > 3:
+            score = emit(Value("call", f32, (score, self.cast(self.value(node.args[3], places[3]), f32)), fn="add"))
+        if causal:
+            m, n = places[0][-2], places[1][-2]
+            seen = emit(Value("call", "bool", (self.iota(n), self.iota(m)), fn="le"))
+            low = emit(Value("const", f32, number=float("-inf")))
+            score = emit(Value("call", f32, (seen, score, low), fn="where"))
+        top = emit(Value("reduce", f32, (score,), fn="fmax", over=("n",)))
+        p = emit(Value("call", f32, (emit(Value("call", f32, (score, top), fn="sub")),), fn="exp"))
+        total = emit(Value("reduce", f32, (p,), fn="sum", over=("n",)))
+        mixed = emit(Value("dot", f32, (p, v), over=("n",)))
+        self.memo[key] = emit(Value("call", node.dtype, (mixed, total), fn="div"))
+        log = emit(Value("call", f32, (total,), fn="log"))
+        self.memo["lse", node] = emit(Value("call", f32, (top, log), fn="add"))
+        return self.memo[key], self.memo["lse", node]
 
     def stored(self, node: Node) -> bool:
         return node in self.fused.writers or node.kind in ("input", "extern", "cat")
@@ -187,7 +221,7 @@ class _Finish:
 
     def drop_unused_reductions(self) -> None:
         """An axis of extent 1 cannot appear; nothing else is dropped, since a sum over an unused axis counts."""
-        self.extents = {a: e for a, e in self.extents.items() if e != 1 or a == "k"}
+        self.extents = {a: e for a, e in self.extents.items() if e != 1 or a in FIXED}
 
     def strides(self, item: Any) -> dict[str, int]:
         return dict((item if isinstance(item, Ix) else item.at).terms)
@@ -202,7 +236,7 @@ class _Finish:
             changed = False
             for a in list(self.extents):
                 for b in list(self.extents):
-                    if a == b or (a in reduced) != (b in reduced) or "k" in (a, b):
+                    if a == b or (a in reduced) != (b in reduced) or {a, b} & FIXED:
                         continue
                     if all(t.get(a, 0) == t.get(b, 0) * self.extents[b] for t in tables):
                         self.extents[b] *= self.extents.pop(a)
@@ -252,7 +286,8 @@ class _Finish:
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
             elif v.kind in ("reduce", "dot"):
-                over = tuple(names[a] for a in self.order if a in self.group.reduced)
+                over = tuple(names[a] for a in self.order if a in (v.over if v.over and v.over[0] in names
+                                                                   else self.group.reduced))  # fmt: skip
                 values.append(Value(v.kind, v.dtype, args, fn=v.fn, over=over))
             else:
                 values.append(Value(v.kind, v.dtype, args, number=v.number, fn=v.fn))

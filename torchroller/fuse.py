@@ -136,8 +136,8 @@ class _Fuser:
             strides = self.view_strides(value, self.guess(base))
             if strides is None or (out.strides and not _same_layout(value.shape, strides[0], out.strides)):
                 value = self.b.copy(value)
-        elif base.kind == "pointwise" and out.strides and not _same_layout(
-            value.shape, contiguous_strides(value.shape), out.strides
+        elif base.kind not in ("input", "extern") and out.strides and not _same_layout(
+            value.shape, self.guess(base)[0], out.strides
         ):
             value = self.b.copy(value)
         if value.kind == "pointwise" and value.fn == "copy" and out.strides and _dense(value.shape, out.strides):
@@ -148,7 +148,7 @@ class _Fuser:
     def guess(self, base: Node) -> tuple[tuple[int, ...], int]:
         if base in self.storage:
             return self.storage[base].strides, self.storage[base].offset
-        if base.kind == "extern":
+        if base.kind == "extern" or base.strides:
             return base.strides, 0
         return contiguous_strides(base.shape), 0
 
@@ -219,14 +219,22 @@ class _Fuser:
             self.reduce(item)
         elif item.kind == "dot":
             self.dot(item)
+        elif item.kind == "attention":
+            self.attention(item)
+        elif item.kind == "lse":
+            group = self.home[item.args[0]]
+            group.index[item] = group.index[item.args[0]][:-1]
+            self.home[item] = group
 
     def extern(self, call: ExternCall) -> None:
         deps: set[Any] = set()
         new = {}
         for o in call.operands:
             self.store(base_of(o))
-            if self.view_strides(o, self.guess(base_of(o))) is None:
-                new[o] = self.stored_copy(o)
+            have, want = self.view_strides(o, self.guess(base_of(o))), call.strides.get(o)
+            if have is None or (want and not _same_layout(o.shape, have[0], want)):
+                # some ATen kernels rely on the layout that ATen itself would have given them
+                new[o] = self.stored_copy(o, want)
             deps |= self.source_deps(base_of(new.get(o, o)))
         if new:
             swap = lambda v: new.get(v, v) if isinstance(v, Node) else v  # noqa: E731
@@ -238,8 +246,10 @@ class _Fuser:
             self.after = call
         self.depends[call] = deps
 
-    def stored_copy(self, value: Node) -> Node:
+    def stored_copy(self, value: Node, strides: tuple[int, ...] | None = None) -> Node:
         copy = self.b.copy(value)
+        if strides and _dense(value.shape, strides):
+            self.place(copy, strides)
         self.forced.add(copy)
         self.users[copy] = 1
         self.pointwise(copy)
@@ -312,7 +322,7 @@ class _Fuser:
             return []
         found = {self.home[b]: None for o in _pointwise_operands(node) if (b := base_of(o)) in self.home}
         rank = {"dot": 0, "reduce": 1, "pointwise": 2}
-        return sorted(found, key=lambda g: (rank[g.kind], -g.number))
+        return sorted((g for g in found if g.kind in rank), key=lambda g: (rank[g.kind], -g.number))
 
     def new_group(self, kind: str, shape: tuple[int, ...]) -> tuple[Group, Index]:
         group = Group(len(self.groups), kind, {})
@@ -560,7 +570,7 @@ class _Fuser:
             for g in self.readers.get(s, []):
                 if g.kind == "reduce" and g.root and g.root[:2] == (node.args[0].shape, node.dims):
                     found[g] = None
-        return [g for g in found if g.kind != "dot" and len(g.index) < MAX_MEMBERS]
+        return [g for g in found if g.kind in ("pointwise", "reduce") and len(g.index) < MAX_MEMBERS]
 
     def join_reduce(self, group: Group, node: Node) -> bool:
         operand = node.args[0]
@@ -670,6 +680,32 @@ class _Fuser:
         group.operands[node] = (ia, ib)
         return True
 
+    def attention(self, node: Node) -> None:
+        """A kernel of its own: the scores never reach memory. The mask may be computed in place."""
+        args = [self.dot_operand(x) for x in node.args[:3]] + list(node.args[3:])
+        for attempt in (0, 1):
+            object.__setattr__(node, "args", tuple(args))
+            group, index = self.new_group("attention", node.shape)
+            group.extents |= {"n": args[1].shape[-2], "d": args[0].shape[-1]}
+            group.reduced = ("n", "d")
+            *batch, m, e = index
+            n, d = axis("n"), axis("d")
+            places = [(*batch, m, d), (*batch, n, d), (*batch, n, e), (*batch, m, n)][: len(args)]
+            reads: set[Node] = set()
+            try:
+                for value, at in zip(args, places):
+                    self.readable(group, value, at, reads)
+                admitted = self.admit(group, node, index, reads)
+            except (NotAffine, NeedSplit):
+                admitted = False
+            if admitted:
+                group.operands[node] = tuple(places)
+                return
+            self.groups.pop()
+            if attempt == 0:
+                args = [self.stored_copy(x) for x in args]
+        raise AssertionError(f"{node!r} cannot start a kernel")
+
     # ---- storage ----
     def store(self, node: Node) -> None:
         """Marks a value as read from memory."""
@@ -678,7 +714,7 @@ class _Fuser:
         if node in self.home:
             self.needed.add(node)
             if node not in self.storage:
-                self.place(node, contiguous_strides(node.shape))
+                self.place(node, node.strides or contiguous_strides(node.shape))
 
     def view_strides(self, value: Node, at: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int] | None:
         return strided_view(value, *at)

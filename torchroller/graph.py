@@ -19,7 +19,7 @@ from .errors import NotLowered
 from .expr import ITEMSIZE
 from .ops.pointwise import TABLE
 
-NodeKind = Literal["input", "const", "iota", "pointwise", "view", "reduce", "dot", "gather", "cat", "extern"]
+NodeKind = Literal["input", "const", "iota", "pointwise", "view", "reduce", "dot", "gather", "cat", "attention", "lse", "extern"]
 Shape = tuple[int, ...]
 
 DTYPE_NAMES = {
@@ -45,6 +45,8 @@ class Node:
     gather:    args[0] indexed per dimension by `index`: an int names a dimension of this node, a Node holds
                the position (its shape is this node's)
     cat:       args joined along dimension dims[0]
+    attention: args = (q[b, h, m, d], k[b, h, n, d], v[b, h, n, e], mask?) -> [b, h, m, e]; number = (scale, causal)
+    lse:       log of the row sums of exponentials of the attention args[0], [b, h, m]
     extern:    result `number` of the ATen call `call`
     """
 
@@ -79,6 +81,18 @@ class Node:
     def __repr__(self) -> str:
         what = {"input": self.name, "const": repr(self.number), "view": str(self.view)}.get(self.kind, self.fn)
         return f"%{self.serial} {self.kind} {what} {list(self.shape)} {self.dtype}"
+
+
+FEW_ROWS, LONG_ROW = 16, 1 << 16
+
+
+def _parts(shape: Shape, dims: Sequence[int]) -> int:
+    """Into how many parts a reduction to fewer than FEW_ROWS values is cut along its first dimension; 0: not."""
+    total = math.prod(shape[d] for d in dims)
+    if math.prod(shape) // max(total, 1) >= FEW_ROWS or total < LONG_ROW:
+        return 0
+    size = shape[dims[0]]
+    return max((p for p in range(8, min(256, size) + 1) if size % p == 0 and (p < size or len(dims) > 1)), default=0)
 
 
 def contiguous_strides(shape: Sequence[int]) -> Shape:
@@ -161,7 +175,13 @@ class Builder:
     def reduce(self, fn: str, value: Node, dims: Sequence[int], dtype: str, keepdim: bool = False) -> Node:
         rank = len(value.shape)
         dims = tuple(sorted({d % rank for d in dims})) if rank else ()
-        if not dims:
+        if dims and (parts := _parts(value.shape, dims)):
+            # few results over long rows: reduce parts first, so that there is work for every core
+            first, size = dims[0], value.shape[dims[0]]
+            split = self.reshape(value, (*value.shape[:first], parts, size // parts, *value.shape[first + 1 :]))
+            inner = self.reduce(fn, split, [d + 1 for d in dims], dtype) if size > parts or len(dims) > 1 else split
+            out = self.reduce(fn, inner, (first,), dtype)
+        elif not dims:
             out = self.cast(value, dtype)
         else:
             kept = [s for d, s in enumerate(value.shape) if d not in dims]
@@ -173,6 +193,12 @@ class Builder:
     def dot(self, a: Node, b: Node, dtype: str) -> Node:
         shape = (*a.shape[:-1], b.shape[-1])
         return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute="float32")
+
+    def attention(self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool) -> tuple[Node, Node]:
+        args = (q, k, v) if mask is None else (q, k, v, mask)
+        out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal),
+                        fn="attention", compute="float32")  # fmt: skip
+        return out, self._add("lse", q.shape[:-1], "float32", args=(out,), fn="lse", compute="float32")
 
     def gather(self, source: Node, index: Sequence[Any], shape: Sequence[int]) -> Node:
         return self._add("gather", shape, source.dtype, args=(source,), index=tuple(index), fn="gather")

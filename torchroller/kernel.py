@@ -188,18 +188,21 @@ class _interpreted_library:
         import triton.language as tl
         from triton.runtime.interpreter import InterpretedFunction
 
-        self.saved: list[tuple[Any, str, Any]] = []
+        # The interpreter replaces members of these while device functions run, and does not put all of them back.
+        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype)
+        self.saved = [(owner, dict(vars(owner))) for owner in patched]
         for module in (tl, tl.standard, tl.core):
             for name, value in list(vars(module).items()):
                 if isinstance(value, triton.runtime.JITFunction):
                     if value not in self._functions:
                         self._functions[value] = InterpretedFunction(value.fn)
-                    self.saved.append((module, name, value))
                     setattr(module, name, self._functions[value])
 
     def __exit__(self, *exc: Any) -> None:
-        for module, name, value in self.saved:
-            setattr(module, name, value)
+        for owner, members in self.saved:
+            for name, value in members.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
 
 
 def _target(device: torch.device) -> tuple[Any, Any]:

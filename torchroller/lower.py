@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import fx
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, Builder, Node
-from .ops import contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
+from .ops import attention, contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
 from .options import Options
 
@@ -36,6 +36,7 @@ class ExternCall:
     reason: str
     name: str
     where: str
+    strides: dict[Node, tuple[int, ...]] = field(default_factory=dict)  # that ATen would pass its operands with
 
     @property
     def operands(self) -> tuple[Node, ...]:
@@ -208,8 +209,13 @@ class _Reader:
             if isinstance(m, torch.Tensor) else None
             for i, m in enumerate(metas)
         )  # fmt: skip
+        strides = {
+            value: tuple(int(s) for s in n.meta["val"].stride())
+            for n in node.all_input_nodes
+            if isinstance(value := self.env[n], Node) and n.meta["val"].layout == torch.strided
+        }
         self.externs.append(ExternCall(node.target, args, dict(kwargs), results, isinstance(meta, (tuple, list)),
-                                       reason, node.name, _where(node)))  # fmt: skip
+                                       reason, node.name, _where(node), strides))  # fmt: skip
         if isinstance(meta, (tuple, list)):
             return results
         return results[0] if results[0] is not None else None

@@ -16,6 +16,7 @@ from torch import fx
 from .build import Kernel, build
 from .choose import tiling_of
 from .device import DeviceSpec, cpu
+from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction, packable
 from .emit.loops import emit_loops
@@ -58,16 +59,15 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, Group):
             with _blame(step):
                 kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
-    chosen: dict[Any, tuple[TritonSource, Construction]] = {}
-    picks: dict[Group, tuple[TritonSource, Construction]] = {}
+    chosen: dict[Any, tuple[TritonSource, Construction | None]] = {}
+    picks: dict[Group, tuple[TritonSource, Construction | None]] = {}
     spec = device_spec(lowered.device)
     for group, kernel in kernels.items():
         pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
         key = (kernel.expr, pack)
         if key not in chosen:
             with _blame(group):
-                construction = construct(kernel.expr, spec, top_k=options.topk)
-                chosen[key] = emit(kernel.expr, tiling_of(construction.best), pack), construction
+                chosen[key] = choose(kernel.expr, spec, options, pack)
         picks[group] = chosen[key]
     owners = {s: group for group, (s, _) in picks.items()}
     compiled = compile_all(executor, list(owners))
@@ -136,8 +136,18 @@ def device_spec(device: torch.device) -> DeviceSpec:
     return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
+def choose(expr: TensorExpr, spec: DeviceSpec, options: Options, pack: bool) -> tuple[TritonSource, Construction | None]:
+    """The kernel text of the best rProgram, and what the search found."""
+    if is_attention(expr):
+        return emit(expr, attention_tiling(expr, spec.is_cpu), pack), None
+    construction = construct(expr, spec, top_k=options.topk)
+    return emit(expr, tiling_of(construction.best), pack), construction
+
+
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
     """Triton text of an expression under a tiling."""
+    if is_attention(expr):
+        return emit_attention(expr, tiling, expr.name)
     if is_contraction(expr):
         return emit_contraction(expr, tiling, expr.name, pack)
     return emit_loops(expr, tiling, expr.name)

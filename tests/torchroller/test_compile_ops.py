@@ -74,7 +74,7 @@ def test_reductions(fn, shape):
 
 def test_long_rows_are_looped_over():
     torch.manual_seed(0)
-    plan = judge(lambda x: (x - x.mean(-1, keepdim=True)).softmax(-1), torch.randn(3, 100003))
+    plan = judge(lambda x: (x - x.mean(-1, keepdim=True)).softmax(-1), torch.randn(80, 70001))
     assert len(plan.launches) == 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..expr import Axis, TensorExpr, Value
+from ..expr import Axis, TensorExpr
 from .common import Body, Pack, Tiling, TritonSource, dependences, module, pointers, wide_index
 
 HALF = ("float16", "bfloat16")
@@ -241,4 +241,4 @@ def renamed(source: TritonSource, name: str) -> TritonSource:
 
 
 def is_contraction(expr: TensorExpr) -> bool:
-    return any(isinstance(v, Value) and v.kind == "dot" for v in expr.values)
+    return len(expr.dots) == 1
