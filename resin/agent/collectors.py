@@ -71,8 +71,10 @@ class StatusCollector:
                 tick.table.drop(process)
                 continue
             comm = data[6 : data.index(b"\n")].decode("utf-8", "replace") if data[:6] == b"Name:\t" else process.comm
-            if comm != process.comm or not process.rechecked:
+            # The second look catches a child that was seen between fork and exec under an unchanged name.
+            if comm != process.comm or process.visits == 1:
                 tick.table.recheck(process, comm)
+            process.visits += 1
             process.values = {}
             match = _STATUS.search(data)
             if match is None:  # a zombie has no memory left
@@ -158,9 +160,10 @@ class SmapsCollector:
             sizes = keyed_kilobytes(data)
             private = [sizes.get(n) for n in (b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb")]
             if private[0] is not None and private[1] is not None:
-                process.values["uss_bytes"] = private[0] + private[1] + (private[2] or 0)
+                process.smaps["uss_bytes"] = private[0] + private[1] + (private[2] or 0)
             if b"Pss" in sizes:
-                process.values["pss_bytes"] = sizes[b"Pss"]
+                process.smaps["pss_bytes"] = sizes[b"Pss"]
+            process.values.update(process.smaps)
             process.smaps_due_s = now + self.period_s * 0.99
             if time.process_time() - started > allowance:
                 break
@@ -177,7 +180,7 @@ class GroupCollector:
         self._plural: set[str] = set()
 
     def collect(self, tick: Tick) -> None:
-        """Report the sum of each plural group; PSS only when all members have been read in this tick."""
+        """Report the sum of each plural group; USS and PSS when a member was read in this tick and all were once."""
         groups: dict[str, list[Process]] = {}
         for process in tick.processes:
             groups.setdefault(process.entity.group or "", []).append(process)
@@ -189,7 +192,11 @@ class GroupCollector:
                 continue
             leader = members[0].leader
             values: dict[str, float] = {"processes": len(members)}
-            for name in ("anon_bytes", "shmem_bytes", "fds", "threads", "pss_bytes", "uss_bytes", "gpu_bytes"):
+            for name in ("pss_bytes", "uss_bytes"):
+                known = [m.smaps[name] for m in members if name in m.smaps]
+                if len(known) == len(members) and any(name in m.values for m in members):
+                    values[name] = sum(known)
+            for name in ("anon_bytes", "shmem_bytes", "fds", "threads", "gpu_bytes"):
                 read = [m.values[name] for m in members if name in m.values]
                 if len(read) == len(members):
                     values[name] = max(read) if name == "shmem_bytes" else sum(read)

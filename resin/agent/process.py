@@ -31,8 +31,9 @@ class Process:
     status: HeldFile | None
     values: dict[str, float] = field(default_factory=dict)
     reported: bool = False  # passed the size from which processes are reported, at least once
-    rechecked: bool = False
+    visits: int = 0
     smaps_due_s: float = 0.0
+    smaps: dict[str, float] = field(default_factory=dict)  # uss_bytes, pss_bytes as last read
     cgroup: str | None = None
     cgroup_known: bool = False
     work_source: str | None = None
@@ -104,7 +105,6 @@ class ProcessTable:
         """Name a process again after exec: a forked child may have become another program."""
         argv = self._argv(process.pid)
         process.comm = comm
-        process.rechecked = True
         if argv is None or argv == process.argv:
             return
         process.argv = argv
@@ -153,7 +153,9 @@ class ProcessTable:
             process.component = f"{base}:{process.role}"
         else:
             process.component = program_name(process.argv, process.comm)
-        joins = parent is not None and (process.role is not None or parent.component not in BOUNDARIES)
+        # pid 1 starts everything in a container or a machine: only its forked workers are its job.
+        starts_jobs = parent is None or parent.pid == 1 or parent.component in BOUNDARIES
+        joins = parent is not None and (process.role is not None or not starts_jobs)
         process.root = parent.leader if joins and parent else None
         start_s = round(self.boot_s + process.start_ticks / CLOCK_TICKS, 2)
         leader = process.leader
