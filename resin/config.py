@@ -63,6 +63,7 @@ class Config:
     max_entities: int = 500_000
     max_entities_per_host: int = 50_000
     prometheus_url: str = ""  # read series from this Prometheus API instead of the embedded store
+    prometheus_token: str = ""  # bearer token of that API and of remote_write_url
     auto_diagnose: bool = False
 
     # watch

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..model import Action, Diagnosis, Entity, Finding, Suspect
 
 if TYPE_CHECKING:
@@ -26,17 +28,21 @@ class Records:
         self.put_many(kind, [(identifier, time_s, content)])
 
     def put_many(self, kind: str, documents: list[tuple[str, float, Mapping[str, Any]]]) -> None:
-        """Write documents in one transaction."""
+        """Write documents with distinct ids in one transaction."""
+        if not documents:
+            return
         with self._lock:
             cursor = self._cursor()
             cursor.execute("BEGIN")
+            columns = {  # noqa: F841  (DuckDB finds it by name)
+                "kind": np.array([kind] * len(documents), dtype=object),
+                "id": np.array([d[0] for d in documents], dtype=object),
+                "time_ms": np.array([round(d[1] * 1000) for d in documents], dtype=np.int64),
+                "content": np.array([json.dumps(d[2]) for d in documents], dtype=object),
+            }
             try:
-                for identifier, time_s, content in documents:
-                    cursor.execute("DELETE FROM records WHERE kind = ? AND id = ?", [kind, identifier])
-                    cursor.execute(
-                        "INSERT INTO records VALUES (?, ?, ?, ?)",
-                        [kind, identifier, round(time_s * 1000), json.dumps(content)],
-                    )
+                cursor.execute("DELETE FROM records WHERE kind = ? AND id IN (SELECT id FROM columns)", [kind])
+                cursor.execute("INSERT INTO records SELECT * FROM columns")
                 cursor.execute("COMMIT")
             except Exception:
                 cursor.execute("ROLLBACK")
