@@ -50,6 +50,9 @@ class Evidence:
     steps: int  # blocks that hold 80 % of the growth
     last_third: float  # slope of the last third over the mean slope
     second_half: float  # growth in the second half of the ramp over that in the first
+    drift_t: float  # Student t of the growth over eight equal parts of the ramp, 7 degrees of freedom
+    noise: float  # robust standard deviation of the floor, from its increments
+    stairs: int  # equal steps at equal distances; 0 when they are not
     returned: float  # median of what lies above the kept memory, over the growth
 
     @property
@@ -80,16 +83,23 @@ def windows_of(series: int, run: int, t: Array, y: Array, thresholds: Thresholds
     return found
 
 
-def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence]:
-    """Evidence of each window, in order. Windows of one block count are handled as one matrix."""
+def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence | None]:
+    """Evidence of each window, in order. Windows of one block count are handled as one matrix.
+
+    None for a half or quarter view that does not grow: most of a fleet, and not worth an object each.
+    """
     out: dict[int, Evidence] = {}
     for count in sorted({w.floor.size for w in windows}):
         index = [i for i, w in enumerate(windows) if w.floor.size == count]
         floors = np.stack([windows[i].floor for i in index])
         columns = _measure(floors, max(2, round(count * thresholds.tail_share)))
+        least = thresholds.min_relative_growth * np.maximum(columns["level"], 0.0)
+        grows = columns["growth"] > least
         for row, i in enumerate(index):
+            if windows[i].share < 1.0 and not grows[row]:
+                continue
             out[i] = _evidence(windows[i], count, {name: column[row] for name, column in columns.items()})
-    return [out[i] for i in range(len(windows))]
+    return [out.get(i) for i in range(len(windows))]
 
 
 def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
@@ -102,11 +112,15 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
     level = held[row, start]
     growth = held[:, -1] - level
     safe = np.where(growth > 0, growth, 1.0)
-    ends = start[:, None] + length[:, None] * np.arange(5)[None, :] / 4.0
+    ends = start[:, None] + length[:, None] * np.arange(9)[None, :] / 8.0
     low = np.floor(ends).astype(np.int64)
     high = np.minimum(low + 1, width - 1)
     at = held[row[:, None], low] + (ends - low) * (held[row[:, None], high] - held[row[:, None], low])
-    quarters = np.diff(at, axis=1) / safe[:, None]
+    eighths = np.diff(at, axis=1) / safe[:, None]
+    quarters = eighths[:, ::2] + eighths[:, 1::2]
+    spread = np.maximum(eighths.std(axis=1, ddof=1), 1e-9)
+    increments = np.diff(floors, axis=1)
+    centre = np.median(increments, axis=1, keepdims=True)
     steps = np.diff(held, axis=1)
     steps[np.arange(width - 1)[None, :] < start[:, None]] = 0.0
     ordered = np.sort(steps, axis=1)[:, ::-1] / safe[:, None]
@@ -130,6 +144,9 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
         "steps": (np.cumsum(ordered, axis=1) < 0.8).sum(axis=1) + 1,
         "last_third": last,
         "second_half": second_half / np.maximum(first_half, 1e-9),
+        "drift_t": eighths.mean(axis=1) / (spread / np.sqrt(8.0)),
+        "noise": 1.4826 / np.sqrt(2.0) * np.median(np.abs(increments - centre), axis=1),
+        "stairs": np.array([_regular(row) for row in steps], dtype=np.int64),
         "returned": _row_medians(above) / safe,
     }
 
@@ -140,6 +157,21 @@ def _row_medians(rows: Array) -> Array:
     count = np.count_nonzero(~np.isnan(rows), axis=1)
     row = np.arange(rows.shape[0])
     return 0.5 * (ordered[row, (count - 1) // 2] + ordered[row, count // 2])
+
+
+def _regular(steps: Array) -> int:
+    """Number of steps when they are of like size at like distance, else 0. A jump across two blocks is one."""
+    largest = steps.max()
+    if largest <= 0:
+        return 0
+    risen = steps > 0.1 * largest
+    first = np.flatnonzero(risen & ~np.concatenate(([False], risen[:-1])))
+    if first.size < 4 or np.count_nonzero(risen) > 2 * first.size:
+        return 0
+    sizes = np.add.reduceat(np.where(risen, steps, 0.0), first)
+    gaps = np.diff(first)
+    alike = sizes.std() < 0.35 * sizes.mean() and gaps.std() < 0.35 * gaps.mean()
+    return int(first.size) if alike and sizes.sum() > 0.8 * steps.sum() else 0
 
 
 _COPIED = {f.name for f in fields(Evidence)}

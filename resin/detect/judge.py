@@ -71,7 +71,8 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
             windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds))
     by_run: dict[tuple[int, int], list[Evidence]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):
-        by_run.setdefault((window.series, window.run), []).append(evidence)
+        if evidence is not None:
+            by_run.setdefault((window.series, window.run), []).append(evidence)
     return [
         _finding(one, [by_run[index, run] for run in range(len(one.runs))], thresholds)
         for index, one in enumerate(prepared)
@@ -120,7 +121,7 @@ def _leak(
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
         growth = "saw-tooth"
-    elif e.steps <= 8 and e.one_step >= 0.1:
+    elif e.stairs >= thresholds.min_stairs or (e.steps <= 8 and e.one_step >= 0.1):
         growth = "stair"
     past = 0.5 if ruling.fall is None else min(1.0, e.growth / max(3.0 * ruling.fall, 1e-12))
     margins = (
@@ -219,7 +220,7 @@ def severity(hours_to_limit: float | None) -> float:
     return float(np.clip(1.0 - math.log(max(hours_to_limit, 1.0)) / math.log(720.0), 0.05, 1.0))
 
 
-def _thinned(t: Array, y: Array, points: int = 128) -> tuple[Array, Array]:
+def _thinned(t: Array, y: Array, points: int = 64) -> tuple[Array, Array]:
     """Lowest value in each of at most `points` blocks of equal count, with its time."""
     if y.size <= points:
         return t, y
@@ -241,6 +242,8 @@ def _numbers(e: Evidence, ruling: Ruling, tau: float | None, p: float | None) ->
         "last_third": e.last_third,
         "second_half": e.second_half,
         "returned": e.returned,
+        "drift_t": e.drift_t,
+        "stairs": float(e.stairs),
         "smallest_quarter": min(e.quarters),
         "points": float(e.points),
     }

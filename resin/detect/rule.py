@@ -62,7 +62,13 @@ def rule_on(
         "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit,
         "long": e.ramp_windows >= max(x.min_ramp_windows, x.min_ramp_share * (e.windows - 1))
         and e.length_s >= x.min_trace_share * trace_s,
-        "even": e.one_step < x.max_one_step and e.steps >= x.min_steps and min(e.quarters) > x.min_quarter,
+        "even": e.stairs >= x.min_stairs
+        or (
+            e.one_step < x.max_one_step
+            and e.steps >= x.min_steps
+            and min(e.quarters) > x.min_quarter
+            and e.drift_t >= x.min_drift_t
+        ),
         "lasting": e.last_third > x.min_last_third,
         "kept": e.returned < x.max_returned,
     }
@@ -70,7 +76,9 @@ def rule_on(
     fall = None
     if not failed:
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
-        smooth = e.r2 > x.smooth_r2 and e.one_step < x.smooth_one_step and e.steps >= x.smooth_steps
+        smooth = e.stairs >= x.min_stairs or (
+            e.r2 > x.smooth_r2 and e.one_step < x.smooth_one_step and e.steps >= x.smooth_steps
+        )
         if fall is not None and not (
             e.growth > x.min_over_falls * fall or (smooth and e.growth > x.smooth_over_falls * fall)
         ):

@@ -20,13 +20,13 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     jumps hold it, sublinear when it slows down, else steady.
     """
     e, x = evidence, thresholds
-    if e.total <= material:
+    if e.total <= max(material, 5.0 * e.noise):
         return _without_growth(y, material)
     width = e.windows - 1 - max(1, round(e.windows * x.tail_share)) + 1
     rest = (width - 1 - e.best_to) / max(width - 1, 1)
     if e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
         return "plateau"
-    if e.one_step >= x.max_one_step or e.steps < x.min_steps:
+    if e.stairs >= 4 or e.one_step >= x.max_one_step or e.steps < x.min_steps:
         return "stair"
     if e.last_third <= x.plateau_rest:
         return "plateau"

@@ -31,6 +31,8 @@ class Thresholds:
     max_one_step: float = 0.4  # share of the growth in one window: above, it is a jump, not a leak
     min_steps: int = 4  # windows that hold 80 % of the growth
     min_quarter: float = 0.05  # each quarter of the ramp holds this share of the growth
+    min_drift_t: float = 3.5  # Student t of eight parts of the ramp: p of 0.005; random walks stay below
+    min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
     # --- against the series' own past -----------------------------------------------------------------
