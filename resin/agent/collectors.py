@@ -191,7 +191,7 @@ class GroupCollector:
             elif group not in self._plural:
                 continue
             leader = members[0].leader
-            values: dict[str, float] = {"processes": len(members)}
+            values: dict[str, float] = {"children": len(members) - 1}
             for name in ("pss_bytes", "uss_bytes"):
                 known = [m.smaps[name] for m in members if name in m.smaps]
                 if len(known) == len(members) and any(name in m.values for m in members):
