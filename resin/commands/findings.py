@@ -48,7 +48,8 @@ def _table(found: list[dict]) -> None:
     colours = {"leak": "red", "retention": "yellow", "unclear": "cyan", "bounded": "green"}
     table = Table(box=None, pad_edge=False)
     for title in ("id", "verdict", "process", "metric", "class", "since", "per hour", "to limit", "severity"):
-        table.add_column(title, justify="right" if title in {"per hour", "to limit", "severity"} else "left")
+        number = title in {"per hour", "to limit", "severity"}
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for f in found:
         slope, hours = f["slope_bytes_per_hour"], f.get("hours_to_limit")
         table.add_row(
@@ -62,4 +63,6 @@ def _table(found: list[dict]) -> None:
             "-" if hours is None else f"{hours:.1f} h",
             f"{f['severity']:.2f}",
         )
-    Console().print(table)
+    console = Console()
+    # Piped to a file there is no edge to fit in: names stay whole.
+    console.print(table, width=None if console.is_terminal else 240)

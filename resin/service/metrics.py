@@ -49,7 +49,7 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
             _family("resin_detection_duration_seconds", "gauge", "How long the last pass took.",
                     [({}, findings.last_duration_s)])
         )  # fmt: skip
-    shown = open_ones[:MAX_FINDINGS]
+    shown = [f for f in open_ones if f["verdict"] != "bounded"][:MAX_FINDINGS]
     for name, field, help_text in (
         ("resin_finding_severity", "severity", "Severity of an open finding, 0 to 1."),
         ("resin_finding_confidence", "confidence", "Confidence of an open finding, 0 to 1."),
