@@ -97,14 +97,16 @@ def types(seconds=1.0, most=20):
 
 
 def _by_place(snapshot):
-    sizes = {}
-    for trace in snapshot.traces:
-        frames = tuple((frame.filename, frame.lineno) for frame in trace.traceback)
-        if any(filename == _SELF for filename, _ in frames):
-            continue
-        size, count = sizes.get(frames, (0, 0))
-        sizes[frames] = (size + trace.size, count + 1)
-    return sizes
+    """Size and count by stack, outermost frame first, without our own."""
+    raw = {}
+    for trace in snapshot.traces._traces:  # tuples; the public view builds and sorts an object per trace
+        size, count = raw.get(trace[2], (0, 0))
+        raw[trace[2]] = (size + trace[1], count + 1)
+    return {
+        tuple(reversed(frames)): found
+        for frames, found in raw.items()
+        if not any(filename == _SELF for filename, _ in frames)
+    }
 
 
 def window(seconds=3.0, frames=8, most=12):
