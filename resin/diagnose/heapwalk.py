@@ -92,7 +92,9 @@ def _read(descriptor: int, start: int, size: int) -> bytearray:
 def _first_chunk(data: bytearray, *, main: bool) -> int | None:
     """Offset of the first chunk: at the start of the main heap, behind the arena's bookkeeping in others."""
     if main:
-        return 0 if _plausible(data, 0, non_main=False) else (8 if _plausible(data, 8, non_main=False) else None)
+        return (
+            0 if _plausible(data, 0, non_main=False) else (8 if _plausible(data, 8, non_main=False) else None)
+        )
     for offset in range(0x20, min(len(data), 0x1000), 16):
         if _plausible(data, offset, non_main=True):
             return offset

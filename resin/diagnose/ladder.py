@@ -232,7 +232,9 @@ def _kind(target: Target, finding: Finding | None, book: Notebook) -> tuple[str,
             )
             return "fragmentation", min(0.9, 0.4 + 0.6 * heap.retained_bytes / heap.resident_bytes)
     if total > MEBIBYTE and kinds.get("file", 0) > 0.6 * total:
-        book.notes.append("resident pages of mapped files grow; the kernel takes them back when it needs them")
+        book.notes.append(
+            "resident pages of mapped files grow; the kernel takes them back when it needs them"
+        )
         return "file-mapping", 0.7
     if any(s.source == "tracemalloc" for s in book.suspects):
         share = book.python_share if book.python_share is not None else 0.5

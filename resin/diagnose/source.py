@@ -31,9 +31,8 @@ def function_at(path: str, line: int) -> str:
         return "?"
     name = "<module>"
     for node in ast.walk(tree):  # breadth first: inner functions come later and win
-        if (
-            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-            and node.lineno <= line <= (node.end_lineno or node.lineno)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.lineno <= line <= (
+            node.end_lineno or node.lineno
         ):
             name = node.name
     return name

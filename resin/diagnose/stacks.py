@@ -22,7 +22,9 @@ class StackGrowth:
     samples: int = 0
     grown_bytes: int = 0
     by_line: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # bytes, active threads only
-    seen: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # samples in which a line was on a stack
+    seen: Counter[tuple[str, int, str]] = field(
+        default_factory=Counter
+    )  # samples in which a line was on a stack
     files: tuple[str, ...] = ()  # user files met on stacks, most frequent first
     pause_ms: float = 0.0
     reason: str | None = None

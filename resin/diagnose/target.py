@@ -29,9 +29,7 @@ def inspect(pid: int) -> Target:
     """Read /proc of `pid`. Raises Gone when there is no such process or it may not be looked at."""
     proc = Path(f"/proc/{pid}")
     try:
-        command = tuple(
-            os.fsdecode(part) for part in (proc / "cmdline").read_bytes().split(b"\0") if part
-        )
+        command = tuple(os.fsdecode(part) for part in (proc / "cmdline").read_bytes().split(b"\0") if part)
     except OSError as error:
         raise Gone(f"process {pid}: {error.strerror}; is it still running on this host?") from error
     try:

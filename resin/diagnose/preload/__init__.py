@@ -43,7 +43,9 @@ def control_dir_of(pid: int) -> Path | None:
     return None
 
 
-def ask(control_dir: Path, pid: int, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any] | None:
+def ask(
+    control_dir: Path, pid: int, request: Mapping[str, Any], *, timeout_s: float
+) -> dict[str, Any] | None:
     """Send one request to the helper in process `pid`; None when no answer came in time.
 
     Requests: {"op": "window", "seconds": s, "frames": n}, {"op": "allocator"}, {"op": "trim"}, {"op": "types"}.

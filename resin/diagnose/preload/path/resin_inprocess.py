@@ -181,9 +181,7 @@ def window(seconds=3.0, frames=8, most=12):
     }
 
 
-_PREFIXES = tuple(
-    {os.path.normpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix) if p}
-)
+_PREFIXES = tuple({os.path.normpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix) if p})
 
 
 def _is_library(filename):
