@@ -81,6 +81,7 @@ class Config:
     restart_command: str = ""  # e.g. "systemctl restart trainer", "kubectl rollout restart deploy/x"
     cordon_command: str = ""
     drain_command: str = ""
+    recycle_command: str = ""  # has a job replace its data-loader workers, e.g. "kill -HUP {pid}"
     audit_path: str = ""  # empty: <state_dir>/audit.jsonl
 
     @property
@@ -135,7 +136,7 @@ def load_config(path: str | None = None, *, environ: Mapping[str, str] | None = 
 
 
 # Variables with our prefix that are no knobs: the file itself, and what a watched job says about its work.
-NOT_KNOBS = {"RESIN_CONFIG", "RESIN_STEPS_FILE", "RESIN_METRICS_URL", "RESIN_STEPS_METRIC"}
+NOT_KNOBS = {"RESIN_CONFIG", "RESIN_PRELOAD_DIR", "RESIN_PRELOAD_DEBUG", "RESIN_STEPS_FILE", "RESIN_METRICS_URL", "RESIN_STEPS_METRIC"}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def pivot_of(series: Iterable[Series], *, window_s: float = 300.0) -> Cells:
         if not t.size:
             continue
         first = np.flatnonzero(np.concatenate(([True], t[1:] != t[:-1])))
-        for window, value in zip(t[first].tolist(), np.maximum.reduceat(np.asarray(one.values), first).tolist()):
+        for window, value in zip(
+            t[first].tolist(), np.maximum.reduceat(np.asarray(one.values), first).tolist()
+        ):
             key = (one.entity.component, one.entity.host, window)
             if value > highest.get(key, -1.0):
                 highest[key] = value

@@ -46,7 +46,10 @@ def _of_entity(metrics: dict[str, Finding]) -> list[Finding]:
                     best,
                     verdict="bounded",
                     severity=0.0,
-                    why=(*best.why, "private memory does not grow: these are pages of files, which cost nothing"),
+                    why=(
+                        *best.why,
+                        "private memory does not grow: these are pages of files, which cost nothing",
+                    ),
                     would_settle=None,
                 )
     elif best.metric == "uss_bytes" and best.verdict in ("leak", "unclear"):
@@ -54,7 +57,10 @@ def _of_entity(metrics: dict[str, Finding]) -> list[Finding]:
         if resident is not None and resident.verdict == "bounded" and resident.growth_class == "flat":
             best = replace(
                 best,
-                why=(*best.why, "rss stays flat: pages shared with the parent process are being copied on write"),
+                why=(
+                    *best.why,
+                    "rss stays flat: pages shared with the parent process are being copied on write",
+                ),
             )
     if free is not None and best.verdict in ("leak", "unclear"):
         best = _retention(best, free.evidence.get("growth", 0.0), "the allocator")

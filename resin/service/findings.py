@@ -136,7 +136,7 @@ class Findings:
         taken: list[Action] = []
         for action in planned:
             if action.name in self.config.mitigations and not action.applied:
-                taken.append(take(action))
+                taken.append(take(action, finding, diagnosis, self.config))
                 if action.name != "notify":
                     break
         if not taken:
