@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .agent.agent import Sampler
@@ -34,7 +35,7 @@ class Outcome:
     seconds: float
     samples: int
     findings: list[Finding] = field(default_factory=list)
-    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)  # by finding id
+    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)  # by key of the entity
     troubles: list[str] = field(default_factory=list)
 
     @property
@@ -54,11 +55,13 @@ class Watch:
         *,
         duration_s: float | None = None,
         diagnose: bool = True,
+        helper: bool = True,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.command = tuple(command)
         self.duration_s = duration_s
         self.diagnose = diagnose
+        self.helper = helper and diagnose
         self.tell = tell
         tick_s = config.watch_tick_s
         self.config = dataclasses.replace(
@@ -73,8 +76,17 @@ class Watch:
 
     def run(self) -> Outcome:
         """Start the command and wait for its end. Raises OSError when it cannot be started."""
+        if not self.helper:
+            return self._run(None)
+        # A Python command carries resin's helper, which sleeps until a diagnosis asks it for allocations.
+        from .diagnose import preload
+
+        with tempfile.TemporaryDirectory(prefix="resin-") as control:
+            return self._run(preload.environment(control))
+
+    def _run(self, environment: Mapping[str, str] | None) -> Outcome:
         started = time.monotonic()
-        child = subprocess.Popen(self.command)
+        child = subprocess.Popen(self.command, env=environment)
         restore = _forward_signals(child)
         samples = ticks = 0
         tick_s = self.config.tick_s
@@ -158,7 +170,7 @@ class Watch:
             from .diagnose import diagnose
 
             self.tell(f"diagnosing {finding.entity.key}")
-            self._diagnoses[finding.id] = diagnose(finding.entity.pid or 0, finding=finding)
+            self._diagnoses[finding.entity.key] = diagnose(finding.entity.pid or 0, finding=finding)
         except Exception as error:  # the watched program and its verdict come first
             self._troubles.append(f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}")
 
@@ -201,10 +213,12 @@ def report_lines(outcome: Outcome) -> list[str]:
 
     lines = [f"watched {' '.join(outcome.command)} for {outcome.seconds:.0f} s ({outcome.samples} samples)"]
     shown = [f for f in outcome.findings if f.verdict != "bounded"]
+    untold = dict(outcome.diagnoses)
     for finding in shown[:10]:
         lines += finding_lines(to_json(finding))
-        if finding.id in outcome.diagnoses:
-            lines += diagnosis_lines(to_json(outcome.diagnoses[finding.id]))
+        diagnosis = untold.pop(finding.entity.key, None)
+        if diagnosis is not None:
+            lines += diagnosis_lines(to_json(diagnosis))
     if len(shown) > 10:
         lines.append(f"... and {len(shown) - 10} more")
     grown = [f for f in outcome.findings if f.verdict == "bounded" and f.growth_class != "flat"]
