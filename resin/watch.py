@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from .agent.agent import Sampler
 from .agent.identity import is_running
 from .config import Config
+from .detect import refine
+from .diagnose import preload
 from .model import Diagnosis, Finding
 from .store.memory import MemoryStore
 
@@ -73,8 +76,14 @@ class Watch:
 
     def run(self) -> Outcome:
         """Start the command and wait for its end. Raises OSError when it cannot be started."""
+        with tempfile.TemporaryDirectory(
+            prefix="resin-watch-"
+        ) as control:  # mode 0700: requests are read there
+            return self._run(preload.environment(control) if self.diagnose else None)
+
+    def _run(self, environment: dict[str, str] | None) -> Outcome:
         started = time.monotonic()
-        child = subprocess.Popen(self.command)
+        child = subprocess.Popen(self.command, env=environment)
         restore = _forward_signals(child)
         samples = ticks = 0
         tick_s = self.config.tick_s
@@ -113,7 +122,7 @@ class Watch:
             None if ended_by_us else child.returncode,
             time.monotonic() - started,
             samples,
-            self.judge(),
+            [refine(f, self._diagnoses[f.id]) if f.id in self._diagnoses else f for f in self.judge()],
             dict(self._diagnoses),
             list(self._troubles),
         )
@@ -160,7 +169,9 @@ class Watch:
             self.tell(f"diagnosing {finding.entity.key}")
             self._diagnoses[finding.id] = diagnose(finding.entity.pid or 0, finding=finding)
         except Exception as error:  # the watched program and its verdict come first
-            self._troubles.append(f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}")
+            self._troubles.append(
+                f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}"
+            )
 
     def _finish_diagnosis(self) -> None:
         if self._diagnosing:

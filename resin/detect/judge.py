@@ -37,9 +37,14 @@ class Prepared:
         return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
 
 
+# Different views of the same memory: which of them tells a leak best may change, the finding stays the same.
+MEMORY_FAMILY = ("anon_bytes", "uss_bytes", "pss_bytes", "rss_bytes")
+
+
 def finding_id(series: Series) -> str:
-    """Ten hexadecimal digits that stay the same for one entity and metric."""
-    return hashlib.sha256(f"{series.entity.key}|{series.metric}".encode()).hexdigest()[:10]
+    """Ten hexadecimal digits that stay the same for one entity and metric (or family of memory metrics)."""
+    what = "memory" if series.metric in MEMORY_FAMILY else series.metric
+    return hashlib.sha256(f"{series.entity.key}|{what}".encode()).hexdigest()[:10]
 
 
 def judge(series: Series, thresholds: Thresholds = DEFAULT) -> Finding:
@@ -121,7 +126,7 @@ def _leak(
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
         growth = "saw-tooth"
-    elif e.stairs >= thresholds.min_stairs or (e.steps <= 8 and e.one_step >= 0.1):
+    elif e.stairs >= thresholds.min_stairs or (e.steps <= 0.25 * e.ramp_windows and e.one_step >= 0.1):
         growth = "stair"
     past = 0.5 if ruling.fall is None else min(1.0, e.growth / max(3.0 * ruling.fall, 1e-12))
     margins = (

@@ -165,7 +165,7 @@ def _stacks(target: Target, book: Notebook, seconds: float) -> None:
         book.notes.append(
             f"{site.file}:{site.line} adds to {site.container}, which outlives the call; nothing in that file takes out of it"
         )
-    total = sum(found.by_line.values())
+    total = max(found.grown_bytes, 1)
     for (file, line, name), size in found.by_line.most_common(5):
         if (file, line) not in {(s.file, s.line) for s in book.suspects}:
             book.suspects.append(Suspect(file, line, name, float(size), size / total, "py-spy"))

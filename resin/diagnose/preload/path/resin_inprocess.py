@@ -209,7 +209,7 @@ def answer(request):
         return trim()
     if op == "types":
         return types(float(request.get("seconds", 1.0)))
-    return {"error": "unknown op %r; known: window, allocator, trim, types" % (op,)}
+    return {"error": f"unknown op {op!r}; known: window, allocator, trim, types"}
 
 
 def _write(path, found):
@@ -241,7 +241,7 @@ def _loop(directory):
         except FileNotFoundError:
             continue
         except ValueError as error:
-            request = {"op": "unreadable request: %s" % error}
+            request = {"op": f"unreadable request: {error}"}
         os.unlink(base + ".request")
         handle(request, base + ".answer")
 
