@@ -94,6 +94,7 @@ def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Threshol
         rulings = [
             rule_on(
                 e,
+                found[0],
                 metric=one.series.metric,
                 run_t=one.t[a:b],
                 run_y=one.y[a:b],
@@ -245,7 +246,7 @@ def _numbers(e: Evidence, ruling: Ruling, tau: float | None, p: float | None) ->
         "one_step": e.one_step,
         "steps": float(e.steps),
         "last_third": e.last_third,
-        "second_half": e.second_half,
+        "concave_r2": e.concave_r2,
         "returned": e.returned,
         "drift_t": e.drift_t,
         "stairs": float(e.stairs),

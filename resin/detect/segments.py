@@ -76,3 +76,12 @@ def big_falls(y: Array, share: float = 0.5) -> int:
         return 0
     fell = (y[:-3] - y[3:]) >= share * span
     return int(np.count_nonzero(fell[1:] & ~fell[:-1]) + int(fell[0]))
+
+
+def is_saw(y: Array, least: float) -> bool:
+    """Falls of `least` or more within three samples, and no rise half as sharp: memory is collected in steps."""
+    if y.size < 4:
+        return False
+    moved = y[3:] - y[:-3]
+    fall, rise = float(-moved.min()), float(moved.max())
+    return fall >= least and rise < 0.5 * fall
