@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
 from .evidence import Evidence, weigh, windows_of
+from .floor import onset
 from .rule import Ruling, material_growth, rule_on
 from .segments import clean, judged_runs
 from .shape import growth_class
@@ -140,13 +141,16 @@ def _leak(
     confidence = 0.5 + 0.5 * float(np.mean(np.clip(margins, 0.0, 1.0)))
     verdict: Verdict = "leak"
     numbers = _numbers(e, ruling, tau, p)
+    start = e.start_s
+    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+        start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
     return Finding(
         id=finding_id(one.series),
         entity=one.series.entity,
         metric=one.series.metric,
         verdict=verdict,
         growth_class=growth,
-        start_s=e.start_s,
+        start_s=start,
         end_s=float(one.t[b - 1]),
         slope_bytes_per_hour=slope,
         severity=severity(ruling.hours_to_limit),
