@@ -80,11 +80,16 @@ class Evidence:
         return self.growth / self.length_s if self.length_s > 0 else 0.0
 
 
-def windows_of(series: int, run: int, t: Array, y: Array, thresholds: Thresholds) -> list[Window]:
-    """The run as a whole, its last half and its last quarter, where they hold enough points."""
+def windows_of(
+    series: int, run: int, t: Array, y: Array, thresholds: Thresholds, *, warms_up: bool = False
+) -> list[Window]:
+    """The run as a whole, its last half and its last quarter, where they hold enough points.
+
+    With `warms_up`, when the run's beginning was seen, one more without its first fifth.
+    """
     found = []
     n = y.size
-    for share in (1.0, 0.5, 0.25):
+    for share in (1.0, 0.8, 0.5, 0.25) if warms_up else (1.0, 0.5, 0.25):
         points = int(n * share)
         if share < 1.0 and points < 40:
             break

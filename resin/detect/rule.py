@@ -79,12 +79,14 @@ def rule_on(
     if not failed:
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
         past = run_y[run_t < e.start_s]
+        # A ramp smoother than anything this noise does needs no comparison; a saw's teeth are smooth as well.
         smooth = not is_saw(past, 0.5 * e.growth) and (
-            e.stairs >= x.min_stairs
-            or (e.r2 > x.smooth_r2 and e.one_step < x.smooth_one_step and e.steps >= x.smooth_steps)
+            e.stairs >= x.min_stairs or (e.r2 > x.smooth_r2 and e.steps >= x.smooth_steps)
         )
         if fall is not None and not (
-            e.growth > x.min_over_falls * fall or (smooth and e.growth > x.smooth_over_falls * fall)
+            e.growth > x.min_over_falls * fall
+            or (smooth and e.growth > x.smooth_over_falls * fall)
+            or (smooth and e.drift_t >= x.smooth_drift_t)
         ):
             failed.append("unlike its past")
     return Ruling(e, tuple(failed), fall, hours)
