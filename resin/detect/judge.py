@@ -18,7 +18,8 @@ from .segments import clean, judged_runs
 from .shape import growth_class
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
-from .words import explain
+from .words import explain, work_lines
+from .work import against_work
 
 Array = NDArray[np.float64]
 _SERIES_AT_ONCE = 4096  # bounds what is held of a fleet at one time
@@ -129,7 +130,7 @@ def _leak(
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
         growth = "saw-tooth"
-    elif e.stairs >= thresholds.min_stairs or (e.steps <= 0.25 * e.ramp_windows and e.one_step >= 0.1):
+    elif e.stairs >= thresholds.min_stairs:
         growth = "stair"
     past = 0.5 if ruling.fall is None else min(1.0, e.growth / max(3.0 * ruling.fall, 1e-12))
     margins = (
@@ -142,6 +143,15 @@ def _leak(
     confidence = 0.5 + 0.5 * float(np.mean(np.clip(margins, 0.0, 1.0)))
     verdict: Verdict = "leak"
     numbers = _numbers(e, ruling, tau, p)
+    lines = explain(one.series, ruling, slope, tau, p, growth, verdict)
+    view = None
+    if one.series.work is not None:
+        view = against_work(t, y, one.series.times_s, one.series.work, start_s=e.start_s, end_s=e.end_s)
+    if view is not None:
+        numbers["load_r2"] = view.load_r2
+        lines = (*lines, *work_lines(one.series.metric, view))
+        if view.follows_load:
+            verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
     if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
         start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
@@ -154,10 +164,11 @@ def _leak(
         start_s=start,
         end_s=float(one.t[b - 1]),
         slope_bytes_per_hour=slope,
-        severity=severity(ruling.hours_to_limit),
+        severity=severity(ruling.hours_to_limit) if verdict == "leak" else 0.0,
         confidence=confidence,
+        bytes_per_step=None if view is None else view.bytes_per_step,
         hours_to_limit=ruling.hours_to_limit if one.series.limit_bytes is not None else None,
-        why=explain(one.series, ruling, slope, tau, p, growth, verdict),
+        why=lines,
         evidence=numbers,
     )
 
