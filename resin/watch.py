@@ -10,14 +10,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .agent.agent import Sampler
 from .agent.identity import is_running
 from .config import Config
-from .detect import refine
-from .diagnose import preload
 from .model import Diagnosis, Finding
 from .store.memory import MemoryStore
 
@@ -37,7 +35,7 @@ class Outcome:
     seconds: float
     samples: int
     findings: list[Finding] = field(default_factory=list)
-    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)  # by finding id
+    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)  # by key of the entity
     troubles: list[str] = field(default_factory=list)
 
     @property
@@ -57,11 +55,13 @@ class Watch:
         *,
         duration_s: float | None = None,
         diagnose: bool = True,
+        helper: bool = True,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.command = tuple(command)
         self.duration_s = duration_s
         self.diagnose = diagnose
+        self.helper = helper and diagnose
         self.tell = tell
         tick_s = config.watch_tick_s
         self.config = dataclasses.replace(
@@ -76,12 +76,15 @@ class Watch:
 
     def run(self) -> Outcome:
         """Start the command and wait for its end. Raises OSError when it cannot be started."""
-        with tempfile.TemporaryDirectory(
-            prefix="resin-watch-"
-        ) as control:  # mode 0700: requests are read there
-            return self._run(preload.environment(control) if self.diagnose else None)
+        if not self.helper:
+            return self._run(None)
+        # A Python command carries resin's helper, which sleeps until a diagnosis asks it for allocations.
+        from .diagnose import preload
 
-    def _run(self, environment: dict[str, str] | None) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix="resin-") as control:
+            return self._run(preload.environment(control))
+
+    def _run(self, environment: Mapping[str, str] | None) -> Outcome:
         started = time.monotonic()
         child = subprocess.Popen(self.command, env=environment)
         restore = _forward_signals(child)
@@ -122,7 +125,7 @@ class Watch:
             None if ended_by_us else child.returncode,
             time.monotonic() - started,
             samples,
-            [refine(f, self._diagnoses[f.id]) if f.id in self._diagnoses else f for f in self.judge()],
+            [self._refined(finding) for finding in self.judge()],
             dict(self._diagnoses),
             list(self._troubles),
         )
@@ -138,6 +141,13 @@ class Watch:
         kept = [f for f in kept if not f.entity.component.startswith(("cgroup:", "gpu:"))]
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(kept, key=lambda f: (order[f.verdict], -f.severity, f.entity.pid is None, f.id))
+
+    def _refined(self, finding: Finding) -> Finding:
+        """The finding in the light of what a diagnosis of its process has shown."""
+        from .detect import refine
+
+        diagnosis = self._diagnoses.get(finding.entity.key)
+        return finding if diagnosis is None else refine(finding, diagnosis)
 
     def _keep(self, sampler: Sampler) -> int:
         samples = sampler.sample()
@@ -167,11 +177,9 @@ class Watch:
             from .diagnose import diagnose
 
             self.tell(f"diagnosing {finding.entity.key}")
-            self._diagnoses[finding.id] = diagnose(finding.entity.pid or 0, finding=finding)
+            self._diagnoses[finding.entity.key] = diagnose(finding.entity.pid or 0, finding=finding)
         except Exception as error:  # the watched program and its verdict come first
-            self._troubles.append(
-                f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}"
-            )
+            self._troubles.append(f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}")
 
     def _finish_diagnosis(self) -> None:
         if self._diagnosing:
@@ -212,10 +220,12 @@ def report_lines(outcome: Outcome) -> list[str]:
 
     lines = [f"watched {' '.join(outcome.command)} for {outcome.seconds:.0f} s ({outcome.samples} samples)"]
     shown = [f for f in outcome.findings if f.verdict != "bounded"]
+    untold = dict(outcome.diagnoses)
     for finding in shown[:10]:
         lines += finding_lines(to_json(finding))
-        if finding.id in outcome.diagnoses:
-            lines += diagnosis_lines(to_json(outcome.diagnoses[finding.id]))
+        diagnosis = untold.pop(finding.entity.key, None)
+        if diagnosis is not None:
+            lines += diagnosis_lines(to_json(diagnosis))
     if len(shown) > 10:
         lines.append(f"... and {len(shown) - 10} more")
     grown = [f for f in outcome.findings if f.verdict == "bounded" and f.growth_class != "flat"]

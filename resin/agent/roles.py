@@ -20,7 +20,6 @@ _SCRIPT_RUNNERS = re.compile(r"(node|nodejs|ruby|perl|deno|bun|Rscript|julia)[0-
 _WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}
 # Names that say little without the directory that they lie in.
 _GENERIC = {"main.py", "run.py", "app.py", "__main__.py", "server.py", "start.py", "manage.py", "main.js", "index.js"}
-_DIGITS = re.compile(r"\d+")
 
 
 def program_name(argv: list[str], comm: str) -> str:
@@ -97,8 +96,8 @@ def worker_role(argv: list[str], parent_argv: list[str], comm: str) -> str | Non
 
 
 def _bounded(name: str) -> str:
-    """Printable, at most 80 characters, runs of digits in titles such as `Worker_TP3` made equal."""
+    """Printable, at most 80 characters; ranks at the end of titles such as `VLLM::Worker_TP3` made equal."""
     cleaned = "".join(c if c.isprintable() and c not in '"\\{}' else "_" for c in name)
-    if not re.search(r"\.\w{1,3}\Z", cleaned):
-        cleaned = re.sub(r"(?<=[A-Za-z_:\-])\d+\Z", "#", cleaned)
+    if ":" in cleaned:
+        cleaned = re.sub(r"\d+\Z", "#", cleaned)
     return cleaned[:MAX_NAME] or "unknown"

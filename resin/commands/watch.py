@@ -13,6 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tick", type=float, metavar="SECONDS", help="sampling interval (option watch_tick_s)")
     parser.add_argument("--for", dest="duration", type=float, metavar="SECONDS", help="end the command after this")
     parser.add_argument("--no-diagnose", action="store_true", help="do not look into the process when it leaks")
+    parser.add_argument("--no-helper", action="store_true", help="start the command with its environment untouched")
     parser.add_argument("--steps-file", metavar="FILE", help="file whose first word is the work done so far")
     parser.add_argument("--json", metavar="FILE", help="write the findings as JSON to FILE ('-': stderr)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENTS")
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps_file:
         os.environ["RESIN_STEPS_FILE"] = os.path.abspath(args.steps_file)
     watch = Watch(
-        command, config, duration_s=args.duration, diagnose=not args.no_diagnose, tell=print_line
+        command, config, duration_s=args.duration, diagnose=not args.no_diagnose, helper=not args.no_helper, tell=print_line
     )
     try:
         outcome = watch.run()

@@ -16,6 +16,7 @@ from ..store.records import finding_from_json, to_json
 
 MAX_KEPT = 2000  # findings written per detection, the most severe first
 MAX_HISTORY = 120
+FAMILY = {"uss_bytes", "anon_bytes", "pss_bytes", "rss_bytes"}  # metrics that tell one growth of private memory
 
 
 class UnknownFinding(KeyError):
@@ -46,7 +47,7 @@ class Findings:
             now = time.time() if now_s is None else now_s
             started = time.monotonic()
             try:
-                found = list(scan(self.source, now_s=now))
+                found = [self._refined(finding) for finding in scan(self.source, now_s=now)]
             except Exception as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 raise
@@ -58,6 +59,16 @@ class Findings:
             self._keep(found, now)
         return self.open()
 
+    def _refined(self, finding: Finding) -> Finding:
+        """The finding in the light of a diagnosis of the same process, where there is one."""
+        from ..detect import refine
+        from ..store.records import diagnosis_from_json
+
+        if finding.entity.pid is None or finding.verdict not in {"leak", "unclear"}:
+            return finding
+        content = self.store.records.get("diagnosis", f"entity:{finding.entity.key}")
+        return refine(finding, diagnosis_from_json(content)) if content else finding
+
     def open(self) -> list[dict[str, Any]]:
         """Findings that hold now: leaks first, then by severity."""
         return [f for f in self.all() if f["status"] == "open"]
@@ -66,21 +77,25 @@ class Findings:
         """Open and cleared findings: open before cleared, leaks first, then by severity."""
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(
-            self.store.records.all("finding"),
+            (f for f in self.store.records.all("finding") if f["status"] != "superseded"),
             key=lambda f: (f["status"] != "open", order.get(f["verdict"], 9), -f["severity"], f["id"]),
         )
 
     def get(self, finding_id: str) -> dict[str, Any]:
         """One finding with its diagnosis and actions; an unambiguous beginning of the id will do."""
-        found = self.store.records.get("finding", finding_id)
+        records = self.store.records
+        found = records.get("finding", finding_id)
         if found is None and len(finding_id) >= 4:
-            matches = [f for f in self.store.records.all("finding") if f["id"].startswith(finding_id)]
+            matches = [f for f in records.all("finding") if f["id"].startswith(finding_id)]
             found = matches[0] if len(matches) == 1 else None
+        if found is not None and found["status"] == "superseded":
+            found = records.get("finding", found["superseded_by"])
         if found is None:
             raise UnknownFinding(finding_id)
         return {
             **found,
-            "diagnosis": self.store.records.get("diagnosis", found["id"]),
+            "diagnosis": records.get("diagnosis", found["id"])
+            or records.get("diagnosis", f"entity:{found['entity']['key']}"),
             "actions": [a for a in self.store.records.all("action") if a["finding_id"] == found["id"]],
         }
 
@@ -107,8 +122,16 @@ class Findings:
         return {"state": "done", "diagnosis": to_json(diagnosis)}
 
     def keep_diagnosis(self, finding_id: str, diagnosis: Diagnosis) -> None:
-        """Write a diagnosis that was made here or by an agent."""
-        self.store.records.put("diagnosis", finding_id, time.time(), to_json(diagnosis))
+        """Write a diagnosis that was made here or by an agent.
+
+        It is about the process, so other findings on the same process show it as well.
+        """
+        content, now = to_json(diagnosis), time.time()
+        documents = [(finding_id, now, content)]
+        finding = self.store.records.get("finding", finding_id)
+        if finding is not None:
+            documents.append((f"entity:{finding['entity']['key']}", now, content))
+        self.store.records.put_many("diagnosis", documents)
 
     def requests_for(self, host: str) -> list[dict[str, Any]]:
         """Findings that the agent of `host` is asked to diagnose; each is handed out once."""
@@ -170,8 +193,16 @@ class Findings:
                 history=history,
             )
             documents.append((finding.id, now, content))
+        # Another metric of the same process may tell the same growth better once it has more samples (USS
+        # after anonymous memory): the finding goes on under that id, it has not cleared.
+        heirs = {(f.entity.key, f.verdict): f.id for f in reversed(worth[:MAX_KEPT]) if f.metric in FAMILY}
         for identifier, old in before.items():
-            if identifier not in current and old["status"] == "open":
+            if identifier in current or old["status"] != "open":
+                continue
+            heir = heirs.get((old["entity"]["key"], old["verdict"])) if old["metric"] in FAMILY else None
+            if heir:
+                documents.append((identifier, now, {**old, "status": "superseded", "superseded_by": heir}))
+            else:
                 documents.append((identifier, now, {**old, "status": "cleared", "cleared_s": now}))
         self.store.records.put_many("finding", documents)
 

@@ -12,6 +12,7 @@ from ..store.duck import Appended, Store
 
 MAX_WAITING = 2000
 MAX_TOGETHER = 256
+MAX_HOSTS = 20_000  # whose last sample is remembered for /metrics
 
 
 class Overloaded(RuntimeError):
@@ -35,6 +36,7 @@ class Committer:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.counts = IngestCounts()
+        self.last_sample_s: dict[str, float] = {}  # by host
         self._queue: queue.Queue[tuple[Batch, Future[Appended]] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="resin-commit", daemon=True)
         self._thread.start()
@@ -79,7 +81,10 @@ class Committer:
             for _, future in taken:
                 future.set_exception(error)
             return
-        for (_, future), result in zip(taken, results):
+        for (batch, future), result in zip(taken, results):
+            if batch.samples and (batch.host in self.last_sample_s or len(self.last_sample_s) < MAX_HOSTS):
+                newest = max(s.time_s for s in batch.samples)
+                self.last_sample_s[batch.host] = max(newest, self.last_sample_s.get(batch.host, 0.0))
             self.counts.batches += 1
             self.counts.duplicates += result.duplicate
             self.counts.values += result.stored

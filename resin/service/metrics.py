@@ -39,6 +39,12 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
         _family("resin_findings", "gauge", "Open findings by verdict.",
                 [({"verdict": v}, by_verdict.get(v, 0)) for v in ("leak", "retention", "bounded", "unclear")]),
     ]  # fmt: skip
+    horizon = time.time() - 86400.0  # a host gone for a day was taken away, not silenced
+    hosts = [({"host": h}, at) for h, at in sorted(committer.last_sample_s.items()) if at > horizon]
+    if hosts:
+        parts.append(
+            _family("resin_agent_last_sample_timestamp_seconds", "gauge", "Time of the newest sample of a host.", hosts)
+        )
     if findings.last_run_s is not None:
         parts.append(
             _family("resin_detection_last_run_timestamp_seconds", "gauge", "When detection last succeeded.",

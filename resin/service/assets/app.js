@@ -87,7 +87,8 @@ async function showFleet() {
     el("td", {}, h.host), el("td", { class: "number" }, String(h.processes)),
     ...["memory_available_bytes", "memory_total_bytes", "dev_shm_bytes", "slab_bytes"].map((name) =>
       el("td", { class: "number" }, amountText(name, h[name]))))));
-  const rows = data.entities.map((e) => {
+  const isGroup = (e) => e.component.startsWith("cgroup:") || e.component.startsWith("gpu:");
+  const rows = data.entities.filter((e) => !isGroup(e)).map((e) => {
     const f = verdicts.get(e.key);
     const cells = [el("td", {}, f ? badge(f) : ""), el("td", {}, el("code", {}, e.key)),
       ...["anon_bytes", "uss_bytes", "file_bytes", "shmem_bytes", "gpu_bytes", "fds", "threads"].map((name) =>
@@ -96,11 +97,22 @@ async function showFleet() {
   });
   const entities = table([["", ""], ["Process", ""], ["Anon", "number"], ["USS", "number"], ["File", "number"],
     ["Shmem", "number"], ["GPU", "number"], ["FDs", "number"], ["Threads", "number"]], rows);
-  say(`${data.hosts.length} hosts`);
+  const groups = table([["", ""], ["Control group or device", ""], ["In use", "number"], ["Anon", "number"], ["File", "number"],
+    ["Kernel", "number"], ["Limit", "number"], ["OOM kills", "number"]], data.entities.filter(isGroup).map((e) => {
+    const f = verdicts.get(e.key);
+    const limit = e.cgroup_limit_bytes !== undefined ? e.cgroup_limit_bytes : e.gpu_limit_bytes;
+    return linkRow(f ? `#/finding/${encodeURIComponent(f.id)}` : `#/entity/${encodeURIComponent(e.key)}`, [
+      el("td", {}, f ? badge(f) : ""), el("td", {}, el("code", {}, e.key)),
+      ...[e.cgroup_bytes !== undefined ? e.cgroup_bytes : e.gpu_bytes, e.cgroup_anon_bytes, e.cgroup_file_bytes,
+        e.cgroup_kernel_bytes, limit].map((value) => el("td", { class: "number" }, amountText("_bytes", value))),
+      el("td", { class: "number" }, amountText("", e.cgroup_oom_kills_total))]);
+  }));
+  say(`${data.hosts.length} ${data.hosts.length === 1 ? "host" : "hosts"}`);
   return [el("div", { class: "card" }, el("h1", {}, "Hosts"), data.hosts.length ? hosts :
     el("p", { class: "quiet" }, "No agent has sent samples in the last minutes: start `resin agent` on a host.")),
-  el("div", { class: "card" }, el("h1", {}, "Processes and groups"), entities,
-    data.elided ? el("p", { class: "quiet" }, `${data.elided} smaller ones are not shown.`) : null)];
+  el("div", { class: "card" }, el("h1", {}, "Processes and jobs"), entities,
+    data.elided ? el("p", { class: "quiet" }, `${data.elided} smaller ones are not shown.`) : null),
+  el("div", { class: "card" }, el("h1", {}, "Control groups and devices"), groups)];
 }
 
 async function showFinding(id) {

@@ -139,10 +139,10 @@ def window(seconds=3.0, frames=8, most=12):
                 now = resident_bytes()
                 if now > last:
                     grown_total += now - last
-                    for ident, frame in sys._current_frames().items():
-                        if ident != me:
-                            place = _innermost(frame)
-                            running[place] = running.get(place, 0) + now - last
+                    others = [f for ident, f in sys._current_frames().items() if ident != me]
+                    for frame in others:
+                        place = _innermost(frame)
+                        running[place] = running.get(place, 0) + (now - last) / len(others)
                 last = now
                 if tracemalloc.get_tracemalloc_memory() > MOST_TRACED_BYTES:
                     cut_short = True
