@@ -49,11 +49,27 @@ class Evidence:
     one_step: float  # largest share of the growth in one block
     steps: int  # blocks that hold 80 % of the growth
     last_third: float  # slope of the last third over the mean slope
-    second_half: float  # growth in the second half of the ramp over that in the first
+    concave_r2: float  # of the best curve that slows down
+    whole_quarters: tuple[float, float, float, float]  # growth in each quarter of the window, from its start
     drift_t: float  # Student t of the growth over eight equal parts of the ramp, 7 degrees of freedom
     noise: float  # robust standard deviation of the floor, from its increments
     stairs: int  # equal steps at equal distances; 0 when they are not
     returned: float  # median of what lies above the kept memory, over the growth
+
+    @property
+    def slows_down(self) -> bool:
+        """A curve that slows down explains the floor much better than any line, and its end says the same.
+
+        The end is compared with the second quarter: a warm-up followed by a line slows down only once.
+        """
+        first, second, third, last = self.whole_quarters
+        return (
+            self.concave_r2 > 0.97
+            and 1.0 - self.concave_r2 < 0.35 * (1.0 - self.r2)
+            and first > second > 0.95 * third
+            and third > 0.95 * last
+            and last < 0.85 * second
+        )
 
     @property
     def length_s(self) -> float:
@@ -64,11 +80,16 @@ class Evidence:
         return self.growth / self.length_s if self.length_s > 0 else 0.0
 
 
-def windows_of(series: int, run: int, t: Array, y: Array, thresholds: Thresholds) -> list[Window]:
-    """The run as a whole, its last half and its last quarter, where they hold enough points."""
+def windows_of(
+    series: int, run: int, t: Array, y: Array, thresholds: Thresholds, *, warms_up: bool = False
+) -> list[Window]:
+    """The run as a whole, its last half and its last quarter, where they hold enough points.
+
+    With `warms_up`, when the run's beginning was seen, one more without its first fifth.
+    """
     found = []
     n = y.size
-    for share in (1.0, 0.5, 0.25):
+    for share in (1.0, 0.8, 0.5, 0.25) if warms_up else (1.0, 0.5, 0.25):
         points = int(n * share)
         if share < 1.0 and points < 40:
             break
@@ -127,8 +148,8 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
     third = np.maximum(length // 3, 1)
     last = (held[:, -1] - held[row, width - 1 - third]) / safe * (length / third)
     above = np.where(np.arange(width)[None, :] >= start[:, None], floors[:, :width] - held, np.nan)
-    first_half = quarters[:, 0] + quarters[:, 1]
-    second_half = quarters[:, 2] + quarters[:, 3]
+    marks = np.rint(np.linspace(0, width - 1, 5)).astype(np.int64)
+    whole = np.diff(held[:, marks], axis=1)
     return {
         "hinge_from": start,
         "ramp_windows": length,
@@ -143,7 +164,8 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
         "one_step": ordered[:, 0],
         "steps": (np.cumsum(ordered, axis=1) < 0.8).sum(axis=1) + 1,
         "last_third": last,
-        "second_half": second_half / np.maximum(first_half, 1e-9),
+        "concave_r2": fit.concave_r2,
+        "whole_quarters": whole,
         "drift_t": eighths.mean(axis=1) / (spread / np.sqrt(8.0)),
         "noise": 1.4826 / np.sqrt(2.0) * np.median(np.abs(increments - centre), axis=1),
         "stairs": np.array([_regular(row) for row in steps], dtype=np.int64),
@@ -180,7 +202,7 @@ _COPIED = {f.name for f in fields(Evidence)}
 def _evidence(window: Window, count: int, row: dict[str, NDArray]) -> Evidence:
     width = (window.end_s - window.start_s) / count
     values = {
-        name: tuple(float(v) for v in value) if name == "quarters" else value.item()
+        name: tuple(float(v) for v in value) if name.endswith("quarters") else value.item()
         for name, value in row.items()
         if name in _COPIED
     }

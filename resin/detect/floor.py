@@ -55,3 +55,17 @@ def largest_fall(t: Array, y: Array, start_s: float, end_s: float, length_s: flo
     padded = np.concatenate([rolled, np.full(lag, np.inf)])
     lowest_ahead = np.lib.stride_tricks.sliding_window_view(padded, lag + 1)[: rolled.size].min(axis=1)
     return float((rolled - lowest_ahead).max())
+
+
+def onset(t: Array, y: Array, slope_per_s: float, windows: int = 96) -> float:
+    """When a growth of known slope began: the time c for which `level + slope * max(0, t - c)` fits the floor best.
+
+    Least absolute deviation over block minima of the whole run, so that load before the onset weighs little.
+    """
+    floor = block_minima(t, y, float(t[0]), float(t[-1]), windows)
+    width = float(t[-1] - t[0]) / windows
+    at = np.arange(windows, dtype=np.float64)
+    grown = np.clip(at[None, :] - at[:-2, None], 0.0, None) * (slope_per_s * width)
+    rest = floor[None, :] - grown
+    rest -= np.median(rest, axis=1, keepdims=True)
+    return float(t[0]) + int(np.abs(rest).sum(axis=1).argmin()) * width

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
 from .evidence import Evidence, weigh, windows_of
+from .floor import onset
 from .rule import Ruling, material_growth, rule_on
 from .segments import clean, judged_runs
 from .shape import growth_class
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
-from .words import explain
+from .words import explain, work_lines
+from .work import against_work
 
 Array = NDArray[np.float64]
 _SERIES_AT_ONCE = 4096  # bounds what is held of a fleet at one time
@@ -37,9 +39,14 @@ class Prepared:
         return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
 
 
+# Different views of the same memory: which of them tells a leak best may change, the finding stays the same.
+MEMORY_FAMILY = ("anon_bytes", "uss_bytes", "pss_bytes", "rss_bytes")
+
+
 def finding_id(series: Series) -> str:
-    """Ten hexadecimal digits that stay the same for one entity and metric."""
-    return hashlib.sha256(f"{series.entity.key}|{series.metric}".encode()).hexdigest()[:10]
+    """Ten hexadecimal digits that stay the same for one entity and metric (or family of memory metrics)."""
+    what = "memory" if series.metric in MEMORY_FAMILY else series.metric
+    return hashlib.sha256(f"{series.entity.key}|{what}".encode()).hexdigest()[:10]
 
 
 def judge(series: Series, thresholds: Thresholds = DEFAULT) -> Finding:
@@ -68,7 +75,8 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
         runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
         prepared.append(Prepared(series, t, y, runs))
         for run, (a, b) in enumerate(runs):
-            windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds))
+            warms_up = a > 0 or y[0] < 0.5 * float(np.median(y[a:b]))
+            windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
     by_run: dict[tuple[int, int], list[Evidence]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):
         if evidence is not None:
@@ -89,6 +97,7 @@ def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Threshol
         rulings = [
             rule_on(
                 e,
+                found[0],
                 metric=one.series.metric,
                 run_t=one.t[a:b],
                 run_y=one.y[a:b],
@@ -121,7 +130,7 @@ def _leak(
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
         growth = "saw-tooth"
-    elif e.stairs >= thresholds.min_stairs or (e.steps <= 8 and e.one_step >= 0.1):
+    elif e.stairs >= thresholds.min_stairs:
         growth = "stair"
     past = 0.5 if ruling.fall is None else min(1.0, e.growth / max(3.0 * ruling.fall, 1e-12))
     margins = (
@@ -134,19 +143,32 @@ def _leak(
     confidence = 0.5 + 0.5 * float(np.mean(np.clip(margins, 0.0, 1.0)))
     verdict: Verdict = "leak"
     numbers = _numbers(e, ruling, tau, p)
+    lines = explain(one.series, ruling, slope, tau, p, growth, verdict)
+    view = None
+    if one.series.work is not None:
+        view = against_work(t, y, one.series.times_s, one.series.work, start_s=e.start_s, end_s=e.end_s)
+    if view is not None:
+        numbers["load_r2"] = view.load_r2
+        lines = (*lines, *work_lines(one.series.metric, view))
+        if view.follows_load:
+            verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
+    start = e.start_s
+    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+        start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
     return Finding(
         id=finding_id(one.series),
         entity=one.series.entity,
         metric=one.series.metric,
         verdict=verdict,
         growth_class=growth,
-        start_s=e.start_s,
+        start_s=start,
         end_s=float(one.t[b - 1]),
         slope_bytes_per_hour=slope,
-        severity=severity(ruling.hours_to_limit),
+        severity=severity(ruling.hours_to_limit) if verdict == "leak" else 0.0,
         confidence=confidence,
+        bytes_per_step=None if view is None else view.bytes_per_step,
         hours_to_limit=ruling.hours_to_limit if one.series.limit_bytes is not None else None,
-        why=explain(one.series, ruling, slope, tau, p, growth, verdict),
+        why=lines,
         evidence=numbers,
     )
 
@@ -240,7 +262,7 @@ def _numbers(e: Evidence, ruling: Ruling, tau: float | None, p: float | None) ->
         "one_step": e.one_step,
         "steps": float(e.steps),
         "last_third": e.last_third,
-        "second_half": e.second_half,
+        "concave_r2": e.concave_r2,
         "returned": e.returned,
         "drift_t": e.drift_t,
         "stairs": float(e.stairs),

@@ -27,6 +27,20 @@ def ramp_shapes(windows: int) -> tuple[NDArray[np.int64], Array]:
     return pairs, shapes
 
 
+@lru_cache(maxsize=128)
+def concave_shapes(windows: int) -> Array:
+    """Growth that slows down, from several onsets: square root, logarithm, saturation; as unit vectors."""
+    at = np.arange(windows, dtype=np.float64)
+    shapes = []
+    for onset in range(0, int(0.7 * windows), max(1, windows // 16)):
+        x = np.clip((at - onset) / (windows - 1 - onset), 0.0, None)
+        shapes += [np.sqrt(x), np.log1p(9.0 * x), np.log1p(30.0 * x)]
+        shapes += [1.0 - np.exp(-rate * x) for rate in (1.5, 2.5, 4.0)]
+    matrix = np.array(shapes)
+    matrix -= matrix.mean(axis=1, keepdims=True)
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class RampFit:
     """Best ramp of any kind and best hinge to the end, for N floors of W points. r2 = 0 where nothing rises."""
@@ -36,6 +50,7 @@ class RampFit:
     best_to: NDArray[np.int64]  # (N,) window where it ends
     hinge_r2: Array  # (N,)
     hinge_from: NDArray[np.int64]  # (N,)
+    concave_r2: Array  # (N,) of the best curve that slows down
 
 
 def fit_ramps(floors: Array) -> RampFit:
@@ -43,6 +58,7 @@ def fit_ramps(floors: Array) -> RampFit:
     if floors.ndim != 2 or floors.shape[1] < 3:
         raise ValueError(f"fit_ramps needs floors of shape (N, W) with W >= 3, got {floors.shape}")
     pairs, shapes = ramp_shapes(floors.shape[1])
+    concave = concave_shapes(floors.shape[1])
     hinges = np.flatnonzero(pairs[:, 1] == floors.shape[1] - 1)
     parts = []
     for first in range(0, floors.shape[0], _ROWS_AT_ONCE):
@@ -63,9 +79,10 @@ def fit_ramps(floors: Array) -> RampFit:
                 pairs[best, 1],
                 correlation[row, hinge] ** 2,
                 pairs[hinge, 0],
+                np.maximum(unit @ concave.T, 0.0).max(axis=1) ** 2,
             )
         )
     if not parts:
         none = np.zeros(0)
-        return RampFit(none, none.astype(np.int64), none.astype(np.int64), none, none.astype(np.int64))
+        return RampFit(none, none.astype(np.int64), none.astype(np.int64), none, none.astype(np.int64), none)
     return RampFit(*(np.concatenate(column) for column in zip(*parts)))

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..model import Diagnosis, Finding
+from .judge import MEMORY_FAMILY
 
-# What is private to the process first: rss counts shared pages, and pages of files that cost nothing.
-_FAMILY = ("uss_bytes", "anon_bytes", "pss_bytes", "rss_bytes")
 _RANK = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
 
 
@@ -28,15 +27,15 @@ def reconcile(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _of_entity(metrics: dict[str, Finding]) -> list[Finding]:
-    family = [metrics[name] for name in _FAMILY if name in metrics]
+    family = [metrics[name] for name in MEMORY_FAMILY if name in metrics]
     free = metrics.get("heap_free_bytes")
-    others = [f for name, f in metrics.items() if name not in _FAMILY and name != "heap_free_bytes"]
+    others = [f for name, f in metrics.items() if name not in MEMORY_FAMILY and name != "heap_free_bytes"]
     if not family:
         return others
     private = [f for f in family if f.metric in ("uss_bytes", "anon_bytes")]
-    best = min(family, key=lambda f: (_RANK[f.verdict], _FAMILY.index(f.metric)))
+    best = min(family, key=lambda f: (_RANK[f.verdict], MEMORY_FAMILY.index(f.metric)))
     if private and best.metric in ("rss_bytes", "pss_bytes") and best.verdict in ("leak", "unclear"):
-        settled = min(private, key=lambda f: (_RANK[f.verdict], _FAMILY.index(f.metric)))
+        settled = min(private, key=lambda f: (_RANK[f.verdict], MEMORY_FAMILY.index(f.metric)))
         if settled.verdict == "bounded":
             shared = metrics.get("shmem_bytes")
             if shared is not None and shared.verdict == "leak":

@@ -9,15 +9,12 @@ from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
 from ..model import Finding, Series
-from .judge import judge_many
+from .judge import MEMORY_FAMILY, judge_many
 from .thresholds import DEFAULT, Thresholds
 
 GROUP = "resin.detectors"
 MEMORY_METRICS = (
-    "uss_bytes",
-    "anon_bytes",
-    "pss_bytes",
-    "rss_bytes",
+    *MEMORY_FAMILY,
     "shmem_bytes",
     "dev_shm_bytes",
     "cgroup_bytes",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .evidence import Evidence
 from .floor import largest_fall
+from .segments import is_saw
 from .thresholds import Thresholds
 
 Array = NDArray[np.float64]
@@ -40,6 +41,7 @@ def material_growth(metric: str, level: float, limit: float | None, thresholds: 
 
 def rule_on(
     evidence: Evidence,
+    whole: Evidence,
     *,
     metric: str,
     run_t: Array,
@@ -48,7 +50,7 @@ def rule_on(
     limit: float | None,
     thresholds: Thresholds,
 ) -> Ruling:
-    """Apply the rule to one window of a run; the past of the run is looked at only when all else holds."""
+    """Apply the rule to one window of a run, whose evidence as a whole is `whole`; the past of the run is looked at only when all else holds."""
     e, x = evidence, thresholds
     hours = None
     slope_per_h = e.slope_per_s * 3600.0
@@ -69,18 +71,22 @@ def rule_on(
             and min(e.quarters) > x.min_quarter
             and e.drift_t >= x.min_drift_t
         ),
-        "lasting": e.last_third > x.min_last_third,
+        "lasting": e.last_third > x.min_last_third and not whole.slows_down,
         "kept": e.returned < x.max_returned,
     }
     failed = [name for name, holds in conditions.items() if not holds]
     fall = None
     if not failed:
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
-        smooth = e.stairs >= x.min_stairs or (
-            e.r2 > x.smooth_r2 and e.one_step < x.smooth_one_step and e.steps >= x.smooth_steps
+        past = run_y[run_t < e.start_s]
+        # A ramp smoother than anything this noise does needs no comparison; a saw's teeth are smooth as well.
+        smooth = not is_saw(past, 0.5 * e.growth) and (
+            e.stairs >= x.min_stairs or (e.r2 > x.smooth_r2 and e.steps >= x.smooth_steps)
         )
         if fall is not None and not (
-            e.growth > x.min_over_falls * fall or (smooth and e.growth > x.smooth_over_falls * fall)
+            e.growth > x.min_over_falls * fall
+            or (smooth and e.growth > x.smooth_over_falls * fall)
+            or (smooth and e.drift_t >= x.smooth_drift_t)
         ):
             failed.append("unlike its past")
     return Ruling(e, tuple(failed), fall, hours)

@@ -63,7 +63,21 @@ def restarts(y: Array, *, ratio: float = DEFAULT.restart_ratio) -> list[tuple[in
 def judged_runs(t: Array, y: Array, thresholds: Thresholds = DEFAULT) -> list[tuple[int, int]]:
     """The runs long enough to be judged, in order of time."""
     least = max(thresholds.min_points, int(thresholds.min_segment_share * t.size))
+    y = y[: y.size - _ending(y)]
     return [(a, b) for a, b in restarts(y, ratio=thresholds.restart_ratio) if b - a >= least]
+
+
+def _ending(y: Array) -> int:
+    """How many of the last two samples belong to a process on its way out: a fall by a fifth or more.
+
+    Were it a free() instead, the samples to come will show it.
+    """
+    for last in (2, 1):
+        if y.size > 5 + last:
+            usual = float(np.median(y[-5 - last : -last]))
+            if (y[-last:] < 0.8 * usual).all():
+                return last
+    return 0
 
 
 def big_falls(y: Array, share: float = 0.5) -> int:
@@ -76,3 +90,12 @@ def big_falls(y: Array, share: float = 0.5) -> int:
         return 0
     fell = (y[:-3] - y[3:]) >= share * span
     return int(np.count_nonzero(fell[1:] & ~fell[:-1]) + int(fell[0]))
+
+
+def is_saw(y: Array, least: float) -> bool:
+    """Falls of `least` or more within three samples, and no rise half as sharp: memory is collected in steps."""
+    if y.size < 4:
+        return False
+    moved = y[3:] - y[:-3]
+    fall, rise = float(-moved.min()), float(moved.max())
+    return fall >= least and rise < 0.5 * fall

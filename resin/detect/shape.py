@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..model import GrowthClass
 from .evidence import Evidence
-from .segments import big_falls
+from .segments import big_falls, is_saw
 from .thresholds import Thresholds
 
 Array = NDArray[np.float64]
@@ -22,6 +22,12 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     e, x = evidence, thresholds
     if e.total <= max(material, 5.0 * e.noise):
         return _without_growth(y, material)
+    low, upper = np.percentile(y, (5.0, 95.0))
+    span = float(upper - low)
+    if e.total < span and big_falls(y) >= 3 and is_saw(y, 0.5 * span):
+        return "saw-tooth"  # the last tooth is not complete: its foot is not yet the floor
+    if e.slows_down and e.whole_quarters[3] > 0.05 * e.total:
+        return "sublinear"
     width = e.windows - 1 - max(1, round(e.windows * x.tail_share)) + 1
     rest = (width - 1 - e.best_to) / max(width - 1, 1)
     if e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
@@ -30,8 +36,6 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
         return "stair"
     if e.last_third <= x.plateau_rest:
         return "plateau"
-    if e.second_half < 0.6:
-        return "sublinear"
     return "steady"
 
 
@@ -40,19 +44,9 @@ def _without_growth(y: Array, material: float) -> GrowthClass:
     low, upper = np.percentile(y, (5.0, 95.0))
     if high - median <= max(material, 0.02 * abs(median)):
         return "flat"
-    if big_falls(y) >= 3 and _rises_slowly(y):
+    if big_falls(y) >= 3 and is_saw(y, 0.5 * float(upper - low)):
         return "saw-tooth"
     above = float(np.mean(y > median + 0.5 * (high - median)))
     if high - median > max(0.1 * abs(median), 3.0 * float(upper - low)) or above < 0.1:
         return "spike"
     return "flat"
-
-
-def _rises_slowly(y: Array) -> bool:
-    """Teeth climb over many samples and fall in few; a load that switches does both in few."""
-    step = np.diff(y)
-    rising, falling = np.count_nonzero(step > 0), np.count_nonzero(step < 0)
-    if falling == 0:
-        return False
-    up, down = float(step[step > 0].mean()), float(-step[step < 0].mean())
-    return rising >= 3 * falling and down >= 3 * up

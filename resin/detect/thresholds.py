@@ -31,7 +31,7 @@ class Thresholds:
     max_one_step: float = 0.4  # share of the growth in one window: above, it is a jump, not a leak
     min_steps: int = 4  # windows that hold 80 % of the growth
     min_quarter: float = 0.05  # each quarter of the ramp holds this share of the growth
-    min_drift_t: float = 3.5  # Student t of eight parts of the ramp: p of 0.005; random walks stay below
+    min_drift_t: float = 3.0  # Student t over eight parts of the ramp: p of 0.01 with 7 degrees of freedom
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
@@ -39,11 +39,9 @@ class Thresholds:
     min_over_falls: float = 1.5  # growth over the largest fall of the same length seen before
     # ... or a ramp that is too smooth to be this noise, whose moves are jumps:
     smooth_r2: float = 0.95
-    smooth_one_step: float = 0.15
     smooth_steps: int = 10
     smooth_over_falls: float = 0.25
-    # --- trend test --------------------------------------------------------------------------------
-    max_p: float = 0.01  # Mann-Kendall with the variance corrected for autocorrelation
+    smooth_drift_t: float = 8.0  # no fall matters beside a ramp as even as this
     # --- floor -------------------------------------------------------------------------------------
     tail_share: float = 0.1  # the end confirms that memory was not given back; it is not growth itself
     windows: int = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..model import GrowthClass, Series, Verdict
 from .rule import Ruling
+from .work import WorkView
 
 _FAILURES = {
     "material": "the growth is too small to matter",
@@ -85,3 +86,18 @@ def explain(
         else:
             lines.append(f"at this slope it doubles in {span(3600.0 * ruling.hours_to_limit)}")
     return tuple(lines)
+
+
+def work_lines(metric: str, view: WorkView) -> list[str]:
+    """What the job's own counter says, as sentences."""
+    if view.follows_load:
+        return [
+            f"the rate of work explains {100 * view.load_r2:.0f} % of the level and what it leaves does not grow: "
+            "this is load, not a leak"
+        ]
+    if view.bytes_per_step is None:
+        return ["it grew although no work was done"]
+    lines = [f"{amount(metric, view.bytes_per_step)} per step of work"]
+    if view.idle_growth is not None:
+        lines.append(f"{100 * view.idle_growth:.0f} % of the growth came while no work was done")
+    return lines

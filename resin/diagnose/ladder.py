@@ -30,6 +30,8 @@ class Notebook:
     heap: heapwalk.HeapUse | None = None
     heap_before: heapwalk.HeapUse | None = None
     python_share: float | None = None
+    python_bytes: float = 0.0
+    window_s: float = 0.0
 
 
 def diagnose(
@@ -130,6 +132,7 @@ def _window(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
                 book.suspects.append(
                     Suspect(place["file"], place["line"], place["function"], place["bytes"], share, "running")
                 )
+    book.python_bytes, book.window_s = float(found["python_growth_bytes"]), float(found["seconds"])
     book.python_share = min(1.0, total / resident) if resident > 0 else None
     book.probes.append(
         f"{source}: tracemalloc for {found['seconds']:.1f} s, {total / MEBIBYTE:.2f} MiB kept by Python code, "
@@ -165,7 +168,7 @@ def _stacks(target: Target, book: Notebook, seconds: float) -> None:
         book.notes.append(
             f"{site.file}:{site.line} adds to {site.container}, which outlives the call; nothing in that file takes out of it"
         )
-    total = sum(found.by_line.values())
+    total = max(found.grown_bytes, 1)
     for (file, line, name), size in found.by_line.most_common(5):
         if (file, line) not in {(s.file, s.line) for s in book.suspects}:
             book.suspects.append(Suspect(file, line, name, float(size), size / total, "py-spy"))
@@ -211,6 +214,13 @@ def _conclude(target: Target, finding: Finding | None, book: Notebook) -> Diagno
     )
 
 
+def _expected_growth(finding: Finding | None, book: Notebook) -> float:
+    """Bytes that should have come in the window: by the finding's slope, else what the mappings gained."""
+    if finding is not None and finding.slope_bytes_per_hour and finding.metric.endswith("_bytes"):
+        return finding.slope_bytes_per_hour / 3600.0 * book.window_s
+    return float(book.growth.total_bytes) if book.growth is not None else 0.0
+
+
 def _kind(target: Target, finding: Finding | None, book: Notebook) -> tuple[str, float]:
     metric = "" if finding is None else finding.metric
     if metric == "fds" or book.grown.get("fds", 0) >= 3:
@@ -221,16 +231,20 @@ def _kind(target: Target, finding: Finding | None, book: Notebook) -> tuple[str,
     total = sum(v for v in kinds.values() if v > 0)
     if metric in ("shmem_bytes", "dev_shm_bytes") or (total > MEBIBYTE and kinds.get("shm", 0) > 0.5 * total):
         return "shm", 0.8
-    heap, before = book.heap, book.heap_before
-    if heap is not None and heap.retained_bytes >= max(RETAINED_BYTES, RETAINED_SHARE * heap.resident_bytes):
-        grew = heap.used_bytes - before.used_bytes if before is not None else 0
-        used_explains = finding is not None and heap.used_bytes > 2.0 * finding.evidence.get("growth", 0.0)
-        if not used_explains or grew <= 0.2 * max(total, 1):
-            book.notes.append(
-                f"malloc keeps {heap.retained_bytes / MEBIBYTE:.0f} MiB of {heap.resident_bytes / MEBIBYTE:.0f} MiB "
-                "resident free between chunks in use: trim, or set MALLOC_ARENA_MAX or MALLOC_TRIM_THRESHOLD_"
-            )
-            return "fragmentation", min(0.9, 0.4 + 0.6 * heap.retained_bytes / heap.resident_bytes)
+    # The reading before the window: what tracing has used and freed since would count as retained.
+    heap = book.heap_before or book.heap
+    expected = _expected_growth(finding, book)
+    python_explains = book.python_bytes > 0.3 * expected if expected > 0 else False
+    if (
+        heap is not None
+        and not python_explains
+        and heap.retained_bytes >= max(RETAINED_BYTES, RETAINED_SHARE * heap.resident_bytes)
+    ):
+        book.notes.append(
+            f"malloc keeps {heap.retained_bytes / MEBIBYTE:.0f} MiB of {heap.resident_bytes / MEBIBYTE:.0f} MiB "
+            "resident free between chunks in use: trim, or set MALLOC_ARENA_MAX or MALLOC_TRIM_THRESHOLD_"
+        )
+        return "fragmentation", min(0.9, 0.4 + 0.6 * heap.retained_bytes / heap.resident_bytes)
     if total > MEBIBYTE and kinds.get("file", 0) > 0.6 * total:
         book.notes.append(
             "resident pages of mapped files grow; the kernel takes them back when it needs them"

@@ -47,7 +47,7 @@ class Findings:
             now = time.time() if now_s is None else now_s
             started = time.monotonic()
             try:
-                found = list(scan(self.source, now_s=now))
+                found = [self._refined(finding) for finding in scan(self.source, now_s=now)]
             except Exception as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 raise
@@ -58,6 +58,16 @@ class Findings:
             self.runs += 1
             self._keep(found, now)
         return self.open()
+
+    def _refined(self, finding: Finding) -> Finding:
+        """The finding in the light of a diagnosis of the same process, where there is one."""
+        from ..detect import refine
+        from ..store.records import diagnosis_from_json
+
+        if finding.entity.pid is None or finding.verdict not in {"leak", "unclear"}:
+            return finding
+        content = self.store.records.get("diagnosis", f"entity:{finding.entity.key}")
+        return refine(finding, diagnosis_from_json(content)) if content else finding
 
     def open(self) -> list[dict[str, Any]]:
         """Findings that hold now: leaks first, then by severity."""

@@ -139,10 +139,10 @@ def window(seconds=3.0, frames=8, most=12):
                 now = resident_bytes()
                 if now > last:
                     grown_total += now - last
-                    for ident, frame in sys._current_frames().items():
-                        if ident != me:
-                            place = _innermost(frame)
-                            running[place] = running.get(place, 0) + now - last
+                    others = [f for ident, f in sys._current_frames().items() if ident != me]
+                    for frame in others:
+                        place = _innermost(frame)
+                        running[place] = running.get(place, 0) + (now - last) / len(others)
                 last = now
                 if tracemalloc.get_tracemalloc_memory() > MOST_TRACED_BYTES:
                     cut_short = True
@@ -209,7 +209,7 @@ def answer(request):
         return trim()
     if op == "types":
         return types(float(request.get("seconds", 1.0)))
-    return {"error": "unknown op %r; known: window, allocator, trim, types" % (op,)}
+    return {"error": f"unknown op {op!r}; known: window, allocator, trim, types"}
 
 
 def _write(path, found):
@@ -241,7 +241,7 @@ def _loop(directory):
         except FileNotFoundError:
             continue
         except ValueError as error:
-            request = {"op": "unreadable request: %s" % error}
+            request = {"op": f"unreadable request: {error}"}
         os.unlink(base + ".request")
         handle(request, base + ".answer")
 

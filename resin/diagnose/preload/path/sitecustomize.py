@@ -17,7 +17,7 @@ def _load():
             names["serve"](os.environ["RESIN_PRELOAD_DIR"])
     except Exception as error:  # the target must run whatever happens to its observer
         if os.environ.get("RESIN_PRELOAD_DEBUG"):
-            sys.stderr.write("resin: helper not loaded: %r\n" % (error,))
+            sys.stderr.write(f"resin: helper not loaded: {error!r}\n")
     # The distribution or the user may have a sitecustomize of their own: run it as if we were not there.
     mine = sys.modules.pop("sitecustomize", None)
     try:
