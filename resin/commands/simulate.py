@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     if case is None:
         return 2
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, str(case.path), str(args.seconds)])
+    return os.execv(sys.executable, [sys.executable, str(case.path), str(args.seconds)])
 
 
 def _judge(args: argparse.Namespace) -> int:
