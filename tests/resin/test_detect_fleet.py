@@ -16,7 +16,9 @@ T = tuple(float(k * 60) for k in range(480))
 
 
 def make(host, component, values, metric="anon_bytes", pid=1, limit=64 * 1024 * MIB) -> Series:
-    return Series(Entity(host, component, pid, 0.0), metric, T, tuple(float(v) for v in values), limit_bytes=limit)
+    return Series(
+        Entity(host, component, pid, 0.0), metric, T, tuple(float(v) for v in values), limit_bytes=limit
+    )
 
 
 def fleet(leaking: int, hosts: int = 40, component: str = "server") -> list[Series]:
@@ -128,7 +130,8 @@ def test_free_memory_of_the_allocator_is_retention():
 
 
 @pytest.mark.parametrize(
-    ("kind", "verdict"), [("fragmentation", "retention"), ("file-mapping", "bounded"), ("python-heap", "leak")]
+    ("kind", "verdict"),
+    [("fragmentation", "retention"), ("file-mapping", "bounded"), ("python-heap", "leak")],
 )
 def test_a_diagnosis_refines_the_finding(kind, verdict):
     diagnosis = Diagnosis(None, 1, kind, (), 0.8, 0.0, (), ("malloc keeps 40 MiB",))

@@ -84,7 +84,8 @@ def test_switching_load_does_not_hide_a_leak():
 def test_switching_load_alone_is_no_leak():
     rng = np.random.default_rng(4)
     findings = judge_many(
-        series(1000 * MIB + np.repeat(rng.random(72) < 0.5, 10) * 200 * MIB + noise(720, seed=k)) for k in range(40)
+        series(1000 * MIB + np.repeat(rng.random(72) < 0.5, 10) * 200 * MIB + noise(720, seed=k))
+        for k in range(40)
     )
     assert [f.verdict for f in findings].count("leak") == 0
 
@@ -160,7 +161,11 @@ def test_counters_have_a_floor_in_whole_numbers():
 def test_one_by_one_and_together_agree():
     found = [one.series for one in labelled_series(42, seed=5)]
     for together, alone in zip(judge_many(found), [judge(one) for one in found]):
-        assert (together.id, together.verdict, together.growth_class) == (alone.id, alone.verdict, alone.growth_class)
+        assert (together.id, together.verdict, together.growth_class) == (
+            alone.id,
+            alone.verdict,
+            alone.growth_class,
+        )
         assert together.start_s == alone.start_s
         assert together.confidence == pytest.approx(alone.confidence)
 

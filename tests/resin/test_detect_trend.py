@@ -47,7 +47,9 @@ def test_block_minima_are_minima(y, windows):
 
 def test_fit_ramps_finds_the_ramp_that_was_put_in():
     at = np.arange(40.0)
-    rows = np.stack([7 + 3 * np.clip((at - c) / (d - c), 0, 1) for c, d in ((0, 39), (10, 39), (5, 20), (12, 13))])
+    rows = np.stack(
+        [7 + 3 * np.clip((at - c) / (d - c), 0, 1) for c, d in ((0, 39), (10, 39), (5, 20), (12, 13))]
+    )
     fit = fit_ramps(rows)
     assert fit.best_from.tolist() == [0, 10, 5, 12]
     assert fit.best_to.tolist() == [39, 39, 20, 13]
