@@ -148,14 +148,13 @@ def test_what_is_sent_to_a_314_interpreter_runs(tmp_path):
     """The text handed to sys.remote_exec, run by this interpreter instead."""
     answer = tmp_path / "answer.json"
     code = remote.script({"op": "window", "seconds": 0.6}, answer) + textwrap.dedent(
-        """
+        f"""
         import os, time
         kept = []
-        while not os.path.exists(%r):
+        while not os.path.exists({str(answer)!r}):
             kept.append(bytearray(5000))
             time.sleep(0.005)
         """
-        % str(answer)  # noqa: UP031  (the braces belong to the program)
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
     found = json.loads(answer.read_text())
