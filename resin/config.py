@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import sys
 from collections.abc import Mapping
@@ -110,7 +111,12 @@ _POSITIVE = {
 
 def is_loopback(host: str) -> bool:
     """Whether `host` is a name or address of the loopback interface."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: 127.0.0.1.example.com is anybody's
+        return False
 
 
 def make_config(values: Mapping[str, Any], *, source: str = "options", base: Config | None = None) -> Config:

@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     if args.options:
         secret = {"token", "prometheus_token"}
         for name, value in dataclasses.asdict(args.config).items():
-            print(f"{name} = {'(set)' if name in secret and value else value!r}")
+            shown = "(set)" if name in secret and value else repr(value)
+            print(f"{name} = {shown}")
         return 0
     from ..doctor import examine
 

@@ -63,6 +63,5 @@ def _table(found: list[dict]) -> None:
             "-" if hours is None else f"{hours:.1f} h",
             f"{f['severity']:.2f}",
         )
-    console = Console()
     # Piped to a file there is no edge to fit in: names stay whole.
-    console.print(table, width=None if console.is_terminal else 240)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

@@ -45,6 +45,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        committer.start()
         if background:
             loop.start()
         yield

@@ -39,6 +39,9 @@ class Committer:
         self.last_sample_s: dict[str, float] = {}  # by host
         self._queue: queue.Queue[tuple[Batch, Future[Appended]] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="resin-commit", daemon=True)
+
+    def start(self) -> None:
+        """Begin committing; what was submitted before waits."""
         self._thread.start()
 
     def submit(self, batch: Batch) -> Future[Appended]:
@@ -52,8 +55,9 @@ class Committer:
 
     def close(self) -> None:
         """Commit what is waiting and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
 
     def _run(self) -> None:
         closing = False

@@ -56,13 +56,13 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
                     [({}, findings.last_duration_s)])
         )  # fmt: skip
     shown = [f for f in open_ones if f["verdict"] != "bounded"][:MAX_FINDINGS]
-    for name, field, help_text in (
-        ("resin_finding_severity", "severity", "Severity of an open finding, 0 to 1."),
-        ("resin_finding_confidence", "confidence", "Confidence of an open finding, 0 to 1."),
-        ("resin_finding_slope_per_hour", "slope_bytes_per_hour", "Growth per hour in the metric's unit."),
-        ("resin_finding_hours_to_limit", "hours_to_limit", "Hours until the limit at this growth."),
+    for name, field, factor, help_text in (
+        ("resin_finding_severity", "severity", 1.0, "Severity of an open finding, 0 to 1."),
+        ("resin_finding_confidence", "confidence", 1.0, "Confidence of an open finding, 0 to 1."),
+        ("resin_finding_slope_per_hour", "slope_bytes_per_hour", 1.0, "Growth per hour in the metric's unit."),
+        ("resin_finding_time_to_limit_seconds", "hours_to_limit", 3600.0, "Time until the limit at this growth."),
     ):
-        lines = [(_labels(f), float(f[field])) for f in shown if f.get(field) is not None]
+        lines = [(_labels(f), factor * f[field]) for f in shown if f.get(field) is not None]
         if lines:
             parts.append(_family(name, "gauge", help_text, lines))
     parts += _process()
