@@ -50,7 +50,10 @@ def rule_on(
     limit: float | None,
     thresholds: Thresholds,
 ) -> Ruling:
-    """Apply the rule to one window of a run, whose evidence as a whole is `whole`; the past of the run is looked at only when all else holds."""
+    """Apply the rule to one window of a run, whose evidence as a whole is `whole`.
+
+    The past of the run is looked at only when all else holds. Times in seconds, `limit` in the series' unit.
+    """
     e, x = evidence, thresholds
     hours = None
     slope_per_h = e.slope_per_s * 3600.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .preload import HERE
-from .target import Target
+from .target import Target, is_alive
 
 
 def usable(target: Target) -> str | None:
@@ -57,5 +57,7 @@ def ask(pid: int, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, 
         while time.monotonic() < deadline:
             if answer.exists():
                 return json.loads(answer.read_text())
+            if not is_alive(pid):
+                break
             time.sleep(0.05)
     return None
