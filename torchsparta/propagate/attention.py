@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..tesa import compact
 from .contraction import _gradient
-from .facts import Call, Facts
+from .facts import Call, Facts, any_over
 from .rule import Needs, Rule, everything
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ class Attention(Rule):
         if call.at(4, "dropout_p") or not bool(need.any()):
             return super().backward(call, out, need)
         groups = self._grouped(call)
-        rank = need.dim()
         open_scores = None if self._hidden(call) is None else ~self._hidden(call)
 
         # v[…, s, e] is needed if some t that may see s needs e
@@ -94,21 +93,10 @@ class Attention(Rule):
         need_k = _gradient(lambda x: dot(qx.float(), x), kx, scores)
         if groups > 1:
             need_k, need_v = (_per_key_head(t, groups) for t in (need_k, need_v))
-        result: Needs = [compact(need_q)[0], compact(need_k)[0], compact(need_v)[0]]
+        wanted_by = [compact(n)[0] for n in (need_q, need_k, need_v)]
+        result: Needs = [any_over(n, f.shape) for n, f in zip(wanted_by, call.inputs)]
         if call.facts_at(3) is not None:
-            mask = call.inputs[3]
-            result.append(everything(mask) if bool(rows.any()) or bool(need.any()) else None)
-        for i, f in enumerate(call.inputs[: len(result)]):
-            n = result[i]
-            if n is not None and n.dim() > len(f.shape):
-                result[i] = n.flatten(0, n.dim() - len(f.shape) - 1).any(0) if n.dim() > len(f.shape) else n
-            n = result[i]
-            if n is not None:
-                for d, size in enumerate(f.shape):
-                    if size == 1 and n.shape[d] > 1:
-                        n = n.any(d, keepdim=True)
-                result[i] = n
-        del rank
+            result.append(everything(call.inputs[3]))
         return result
 
     def keep(self, axes: CallAxes) -> None:
@@ -116,6 +104,7 @@ class Attention(Rule):
         if axes.call.at(4, "dropout_p"):
             axes.lock_all()
             return
+        axes.lock(q[-1], _live_products(axes.call))
         axes.tie(q[-1], k[-1])
         axes.tie(v[-1], out[-1])
         for a in (q, k, v, out):
@@ -141,7 +130,7 @@ class Attention(Rule):
             for a in operands:
                 if len(a[-back]) == len(out[-back]):
                     axes.tie(a[-back], out[-back])
-                else:
+                elif len(a[-back]) != 1:
                     axes.lock(out[-back])
 
     def emit(self, em: Emitter) -> Any:
@@ -149,6 +138,15 @@ class Attention(Rule):
         if call.at(6, "scale") is None and not bool(em.axes.inp(0)[-1].all()):
             return em.same(scale=1.0 / math.sqrt(call.inputs[0].shape[-1]))
         return em.same()
+
+
+def _live_products(call: Call) -> Any:
+    """[D] bool: where a known q and a known k multiply to something other than zero, which scores would miss."""
+    sums = []
+    for f in call.inputs[:2]:
+        size = f.shape[-1]
+        sums.append((f.value != 0).flatten(0, -2).any(0).expand(size).numpy())
+    return sums[0] & sums[1]
 
 
 def _per_key_head(t: Tensor, groups: int) -> Tensor:

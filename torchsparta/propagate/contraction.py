@@ -344,8 +344,8 @@ class Convolution(Contraction):
             return
         # a group disappears as a whole; within groups all lose the same positions
         group = axes.fresh(groups)
-        axes.product(x[1], [group, axes.fresh(c // groups, (call.node, "c"))])
-        axes.product(out[1], [group, axes.fresh(n // groups, (call.node, "n"))])
+        axes.product(x[1], [group, axes.fresh(c // groups)])
+        axes.product(out[1], [group, axes.fresh(n // groups)])
 
     def emit(self, em: Emitter) -> Any:
         call = em.node_call
