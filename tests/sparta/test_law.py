@@ -7,15 +7,17 @@ And the structured model built from the same analysis computes the same.
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from torchsparta.api import difference, sparsify
+from torchsparta.api import difference
 from torchsparta.capture import capture
 from torchsparta.masked import ModelTeSA, masked_model
 from torchsparta.propagation import Facts, analyse
+from torchsparta.structure import structure_first
 from torchsparta.tesa import TeSA
 
 UNARY = [
@@ -138,9 +140,24 @@ def part_of(mapping, node, part):
     return found if part is None else (found[part] if found is not None else None)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(steps(), st.integers(0, 10**6), st.sampled_from([4, 6]))
+_GRAPHS = (steps(), st.integers(0, 10**6), st.sampled_from([4, 6]))
+_OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+@settings(max_examples=25, **_OPTIONS)
+@given(*_GRAPHS)
 def test_law(program, seed, width):
+    holds(program, seed, width)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, **_OPTIONS)
+@given(*_GRAPHS)
+def test_law_on_many_graphs(program, seed, width):
+    holds(program, seed, width)
+
+
+def holds(program, seed, width):
     torch.manual_seed(seed)
     model = RandomNet(program, width).double().eval()
     for module in model.modules():
@@ -184,6 +201,6 @@ def test_law(program, seed, width):
         assert difference(want, got) <= 1e-10
 
     # 4. the smaller model computes the same
-    fast = sparsify(model, tesa, (x,))
+    fast = structure_first(analysis, tesa).module
     with torch.no_grad():
         assert difference(want, fast(x)) <= 1e-9
