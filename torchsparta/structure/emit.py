@@ -430,7 +430,7 @@ class Emitter:
         value = quant = None
         if given is not None:
             code, value = given.code, given.value
-            quant = None if transposed else given.quant
+            quant = None if transposed or given.quant is None else given.quant.settled()
             if transposed:
                 code, value = code.t(), None if value is None else value.t()
         code = torch.where(live, code, 0)
