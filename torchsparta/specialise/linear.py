@@ -1,0 +1,198 @@
+"""Y = activation(X W^T + bias) + residual for a weight that is a sum of sparse formats.
+
+`SpecialisedLinear` owns the packed parts and turns a call into two launches: the input panel (tokens
+contiguous, quantised on the way for int8 arithmetic) and the row-group kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..formats import NM, Dense, RowGroups, SparseFormat
+from ..formats.base import Tile, round_up
+from ..formats.quantized import Quantized
+from .pieces import TL_TYPE, Epilogue, panel_program, quantized_panel_program
+from .program import Launch
+from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
+
+PANEL_COLUMNS = 64
+
+
+def tokens_per_panel(m: int, group: int) -> int:
+    """Tokens that one program holds: `group` accumulators of this many lanes fill about half the registers."""
+    widest = {1: 128, 2: 64, 4: 64, 8: 32}.get(group, 32)
+    tokens = 16
+    while tokens < min(m, widest):
+        tokens *= 2
+    return tokens
+
+
+def part_spec(part: SparseFormat) -> PartSpec:
+    """What the source depends on in one format."""
+    if isinstance(part, Quantized):
+        inner = part_spec(part.inner)
+        return PartSpec(inner.kind, inner.group, inner.width, f"int{part.bits}", True)
+    if isinstance(part, RowGroups):
+        return PartSpec("groups", part.group, part.width)
+    if isinstance(part, Dense):
+        return PartSpec("dense", part.group)
+    if isinstance(part, NM):
+        return PartSpec("nm", 1, 1, runs=part.val.shape[1], n_alive=part.n_alive, n_of=part.n_of)
+    raise TypeError(f"no kernel iterates the format {type(part).__name__}")
+
+
+def part_tensors(part: SparseFormat) -> list[Tensor]:
+    """The tensors of one part in the order of `rows.part_arguments`."""
+    if isinstance(part, Quantized):
+        return [*part_tensors(part.inner), part.scale]
+    if isinstance(part, RowGroups):
+        return [part.ptr, part.idx, part.val]
+    if isinstance(part, Dense):
+        return [part.val]
+    if isinstance(part, NM):
+        return [part.val, part.meta]
+    raise TypeError(f"no kernel iterates the format {type(part).__name__}")
+
+
+def part_tile(part: SparseFormat) -> Tile | None:
+    """The tile that the part was packed for; None where any will do (N:M)."""
+    inner = part.inner if isinstance(part, Quantized) else part
+    return getattr(inner, "tile", None)
+
+
+@lru_cache(maxsize=1024)
+def _rows_launch(spec: RowsSpec) -> Launch:
+    return Launch(rows_program(spec))
+
+
+@lru_cache(maxsize=64)
+def _panel_launch(compute: str, tokens: int) -> Launch:
+    return Launch(panel_program(compute, tokens, PANEL_COLUMNS))
+
+
+@lru_cache(maxsize=64)
+def _quantized_panel_launch(tokens: int) -> Launch:
+    return Launch(quantized_panel_program(tokens, PANEL_COLUMNS))
+
+
+@dataclass(frozen=True, eq=False)
+class SpecialisedLinear:
+    """Parts that add up to one weight [N, K], specialised with their epilogue.
+
+    integer: int8 x int8 arithmetic; the input is quantised per token on the way in. All parts must then be
+    quantised with the same scale. Otherwise quantised weights multiply real inputs.
+    """
+
+    parts: tuple[SparseFormat, ...]
+    activation: str = "none"
+    integer: bool = False
+    order: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("SpecialisedLinear: at least one part is needed")
+        shapes = {p.shape for p in self.parts}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"SpecialisedLinear: the parts disagree on the shape of the weight: {sorted(shapes)}"
+            )
+        tiles = {t for p in self.parts if (t := part_tile(p)) is not None}
+        if len(tiles) > 1:
+            raise ValueError(
+                f"SpecialisedLinear: the parts were packed for different tiles: {sorted(map(str, tiles))}"
+            )
+        if self.integer and not all(isinstance(p, Quantized) for p in self.parts):
+            raise ValueError("SpecialisedLinear: integer arithmetic needs quantised parts only")
+        Epilogue(activation=self.activation)
+        first = next((p for p in map(_unwrapped, self.parts) if isinstance(p, RowGroups)), None)
+        blocks = self.tile.counts(self.shape)[0]
+        device = part_tensors(self.parts[0])[0].device
+        order = first.balanced_order() if first is not None else torch.arange(blocks, dtype=torch.int32)
+        object.__setattr__(self, "order", order.to(device))
+        if self.integer and self._span() > EXACT_COLUMNS:
+            raise ValueError(
+                f"SpecialisedLinear: int8 sums over {self._span()} columns are not exact in float32; pack with a "
+                f"column block of at most {EXACT_COLUMNS}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape
+
+    @property
+    def tile(self) -> Tile:
+        return next((t for p in self.parts if (t := part_tile(p)) is not None), Tile())
+
+    def _span(self) -> int:
+        return self.tile.columns if self.tile.columns and self.tile.columns < self.shape[1] else self.shape[1]
+
+    def spec(self, tokens: int, dtype: torch.dtype, epilogue: Epilogue) -> RowsSpec:
+        """What is hard-coded for inputs of this dtype."""
+        row_blocks, column_blocks = self.tile.counts(self.shape)
+        parts = tuple(part_spec(p) for p in self.parts)
+        widest = max([p.width for p in parts] + [p.n_of for p in parts] + [PANEL_COLUMNS])
+        compute = "tl.float64" if dtype == torch.float64 and not self.integer else "tl.float32"
+        return RowsSpec(
+            parts, self.tile.rows, tokens, row_blocks, column_blocks, self.tile.columns, self.shape[1],
+            round_up(max(1, self.shape[1]) + widest, PANEL_COLUMNS), compute, self.integer, epilogue,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """x [..., K] to [..., N] of x's dtype. `residual` has the output's shape."""
+        n, k = self.shape
+        if x.shape[-1] != k:
+            raise ValueError(f"SpecialisedLinear: the input has {x.shape[-1]} features, the weight takes {k}")
+        flat = x.reshape(-1, k)
+        y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
+        if y.numel():
+            res = None if residual is None else residual.expand_as(y).contiguous().view(-1, n)
+            self.run(flat, y.view(-1, n), bias, res)
+        return y
+
+    def run(self, x: Tensor, y: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+        """Two launches: x [M, K] of any strides into y [M, N] with unit column stride."""
+        m, k = x.shape
+        n = y.shape[1]
+        epilogue = Epilogue(bias is not None, self.activation, residual is not None)
+        parts = [part_spec(p) for p in self.parts]
+        tokens = tokens_per_panel(m, max(p.group for p in parts))
+        spec = self.spec(tokens, x.dtype, epilogue)
+        panels = -(-m // tokens)
+        compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
+        xp = torch.empty(panels * spec.panel_rows * tokens, dtype=compute, device=x.device)
+        token_scale = x
+        if self.integer:
+            token_scale = torch.empty(panels * tokens, dtype=torch.float32, device=x.device)
+            _quantized_panel_launch(tokens)((panels,), x, xp, token_scale, m, k, spec.panel_rows, *x.stride())
+        else:
+            grid = (panels, spec.panel_rows // PANEL_COLUMNS)
+            _panel_launch(spec.compute, tokens)(grid, x, xp, m, k, spec.panel_rows, *x.stride())
+        programs = panels * spec.row_blocks
+        partial = torch.int32 if self.integer else compute
+        scratch = torch.empty(programs * spec.rows * tokens, dtype=partial, device=x.device)
+        tensors = [t for p in self.parts for t in part_tensors(p)]
+        _rows_launch(spec)(
+            (programs,), xp, y, scratch, self.order, x if bias is None else bias,
+            x if residual is None else residual, token_scale, *tensors, m, n, y.stride(0),
+        )  # fmt: skip
+
+    def dense_weight(self) -> Tensor:
+        """The weight [N, K] that the parts add up to."""
+        total = self.parts[0].unpack()
+        for part in self.parts[1:]:
+            total = total + part.unpack()
+        return total
+
+    def describe(self) -> str:
+        return " + ".join(p.describe() for p in self.parts) + (" (int8 arithmetic)" if self.integer else "")
+
+
+def _unwrapped(part: SparseFormat) -> SparseFormat:
+    return part.inner if isinstance(part, Quantized) else part
+
+
+__all__ = ["TL_TYPE", "SpecialisedLinear", "part_spec", "part_tensors", "part_tile", "tokens_per_panel"]
