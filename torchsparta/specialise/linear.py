@@ -15,7 +15,7 @@ from torch import Tensor
 from ..formats import NM, Dense, RowGroups, SparseFormat
 from ..formats.base import Tile, round_up
 from ..formats.quantized import Quantized
-from .pieces import TL_TYPE, Epilogue, panel_program, quantized_panel_program
+from .pieces import ConvSpec, Epilogue, image_panel_program, panel_program, quantized_panel_program
 from .program import Launch
 from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
 
@@ -79,17 +79,31 @@ def _quantized_panel_launch(tokens: int) -> Launch:
     return Launch(quantized_panel_program(tokens, PANEL_COLUMNS))
 
 
+@lru_cache(maxsize=256)
+def _image_panel_launch(compute: str, tokens: int, conv: ConvSpec) -> Launch:
+    return Launch(image_panel_program(compute, tokens, PANEL_COLUMNS, conv))
+
+
+def _patches(x: Tensor, conv: ConvSpec) -> Tensor:
+    """[images, OH * OW, C * KH * KW]: patches as rows, for the panel that also finds each token's scale."""
+    unfolded = torch.nn.functional.unfold(x.float(), conv.kernel, conv.dilation, conv.padding, conv.stride)
+    return unfolded.transpose(1, 2)
+
+
 @dataclass(frozen=True, eq=False)
 class SpecialisedLinear:
     """Parts that add up to one weight [N, K], specialised with their epilogue.
 
     integer: int8 x int8 arithmetic; the input is quantised per token on the way in. All parts must then be
     quantised with the same scale. Otherwise quantised weights multiply real inputs.
+    batches: the weight stacks this many matrices, each `rows_per_batch` rows padded to whole tiles (see `bmm`).
     """
 
     parts: tuple[SparseFormat, ...]
     activation: str = "none"
     integer: bool = False
+    batches: int = 1
+    rows_per_batch: int = 0
     order: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,15 +144,15 @@ class SpecialisedLinear:
     def _span(self) -> int:
         return self.tile.columns if self.tile.columns and self.tile.columns < self.shape[1] else self.shape[1]
 
-    def spec(self, tokens: int, dtype: torch.dtype, epilogue: Epilogue) -> RowsSpec:
+    def spec(self, tokens: int, dtype: torch.dtype, epilogue: Epilogue, layout: str = "linear") -> RowsSpec:
         """What is hard-coded for inputs of this dtype."""
         row_blocks, column_blocks = self.tile.counts(self.shape)
         parts = tuple(part_spec(p) for p in self.parts)
-        widest = max([p.width for p in parts] + [p.n_of for p in parts] + [PANEL_COLUMNS])
+        widest = max([p.width for p in parts] + [p.n_of for p in parts])
         compute = "tl.float64" if dtype == torch.float64 and not self.integer else "tl.float32"
         return RowsSpec(
-            parts, self.tile.rows, tokens, row_blocks, column_blocks, self.tile.columns, self.shape[1],
-            round_up(max(1, self.shape[1]) + widest, PANEL_COLUMNS), compute, self.integer, epilogue,
+            parts, self.tile.rows, tokens, row_blocks // self.batches, column_blocks, self.tile.columns,
+            self.shape[1], round_up(self.shape[1] + widest, PANEL_COLUMNS), compute, self.integer, epilogue, layout,
         )  # fmt: skip
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -146,38 +160,86 @@ class SpecialisedLinear:
         n, k = self.shape
         if x.shape[-1] != k:
             raise ValueError(f"SpecialisedLinear: the input has {x.shape[-1]} features, the weight takes {k}")
-        flat = x.reshape(-1, k)
         y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
         if y.numel():
-            res = None if residual is None else residual.expand_as(y).contiguous().view(-1, n)
-            self.run(flat, y.view(-1, n), bias, res)
+            res = None if residual is None else residual.expand_as(y).contiguous()
+            flat = x.reshape(1, -1, k)
+            self._run(flat, y.view(-1, n), flat.shape[1], bias, res, "linear")
         return y
 
-    def run(self, x: Tensor, y: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
-        """Two launches: x [M, K] of any strides into y [M, N] with unit column stride."""
-        m, k = x.shape
-        n = y.shape[1]
+    def conv2d(
+        self, x: Tensor, conv: ConvSpec, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """x [images, C, H, W] to [images, N, OH, OW]; the weight's columns are (channel, row, column) of a patch."""
+        n, k = self.shape
+        images, channels, height, width = x.shape
+        if channels * conv.kernel[0] * conv.kernel[1] != k:
+            raise ValueError(f"SpecialisedLinear: {channels} channels of {conv.kernel} do not make {k} columns")
+        oh, ow = conv.out_size(height, width)
+        y = torch.empty(images, n, oh, ow, dtype=x.dtype, device=x.device)
+        if y.numel():
+            res = None if residual is None else residual.expand_as(y).contiguous()
+            if conv.pointwise and x.is_contiguous():
+                x = x.view(images, channels, height * width).transpose(1, 2)
+            self._run(x, y, oh * ow, bias, res, "image", conv)
+        return y
+
+    def bmm(self, x: Tensor) -> Tensor:
+        """x [batches, M, K] to [batches, M, N / batches]; the weight stacks one [rows, K] per batch."""
+        n, k = self.rows_per_batch, self.shape[1]
+        if x.dim() != 3 or x.shape[0] != self.batches or x.shape[2] != k:
+            raise ValueError(
+                f"SpecialisedLinear: the input has shape {tuple(x.shape)}, wanted [{self.batches}, M, {k}]"
+            )
+        y = torch.empty(x.shape[0], x.shape[1], n, dtype=x.dtype, device=x.device)
+        if y.numel():
+            self._run(x, y, x.shape[1], None, None, "batch")
+        return y
+
+    def _run(
+        self,
+        x: Tensor,
+        y: Tensor,
+        m: int,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        layout: str,
+        conv: ConvSpec | None = None,
+    ) -> None:
+        """Two launches. x [images, M, K] of any strides, or [images, C, H, W] with a `conv` that is not pointwise."""
+        n = self.rows_per_batch if layout == "batch" else self.shape[0]
+        k = self.shape[1]
         epilogue = Epilogue(bias is not None, self.activation, residual is not None)
-        parts = [part_spec(p) for p in self.parts]
-        tokens = tokens_per_panel(m, max(p.group for p in parts))
-        spec = self.spec(tokens, x.dtype, epilogue)
-        panels = -(-m // tokens)
+        tokens = tokens_per_panel(m, max(part_spec(p).group for p in self.parts))
+        spec = self.spec(tokens, x.dtype, epilogue, layout)
+        per_image = -(-m // tokens)
+        panels = per_image * x.shape[0]
         compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
         xp = torch.empty(panels * spec.panel_rows * tokens, dtype=compute, device=x.device)
         token_scale = x
-        if self.integer:
-            token_scale = torch.empty(panels * tokens, dtype=torch.float32, device=x.device)
-            _quantized_panel_launch(tokens)((panels,), x, xp, token_scale, m, k, spec.panel_rows, *x.stride())
-        else:
-            grid = (panels, spec.panel_rows // PANEL_COLUMNS)
-            _panel_launch(spec.compute, tokens)(grid, x, xp, m, k, spec.panel_rows, *x.stride())
+        grid = (panels, spec.panel_rows // PANEL_COLUMNS)
+        if x.dim() == 4:
+            assert conv is not None
+            ow = conv.out_size(x.shape[2], x.shape[3])[1]
+            if self.integer:
+                x = _patches(x, conv)
+            else:
+                sizes = (m, k, spec.panel_rows, per_image, x.shape[2], x.shape[3], ow)
+                _image_panel_launch(spec.compute, tokens, conv)(grid, x, xp, *sizes, *x.stride())
+        if x.dim() == 3:
+            sizes = (m, k, spec.panel_rows, per_image)
+            if self.integer:
+                token_scale = torch.empty(panels * tokens, dtype=torch.float32, device=x.device)
+                _quantized_panel_launch(tokens)((panels,), x, xp, token_scale, *sizes, *x.stride())
+            else:
+                _panel_launch(spec.compute, tokens)(grid, x, xp, *sizes, *x.stride())
         programs = panels * spec.row_blocks
         partial = torch.int32 if self.integer else compute
         scratch = torch.empty(programs * spec.rows * tokens, dtype=partial, device=x.device)
         tensors = [t for p in self.parts for t in part_tensors(p)]
         _rows_launch(spec)(
             (programs,), xp, y, scratch, self.order, x if bias is None else bias,
-            x if residual is None else residual, token_scale, *tensors, m, n, y.stride(0),
+            x if residual is None else residual, token_scale, *tensors, m, n, n, per_image,
         )  # fmt: skip
 
     def dense_weight(self) -> Tensor:
@@ -194,5 +256,3 @@ class SpecialisedLinear:
 def _unwrapped(part: SparseFormat) -> SparseFormat:
     return part.inner if isinstance(part, Quantized) else part
 
-
-__all__ = ["TL_TYPE", "SpecialisedLinear", "part_spec", "part_tensors", "part_tile", "tokens_per_panel"]

@@ -19,6 +19,11 @@ import torch
 PREAMBLE = "import triton\nimport triton.language as tl\n\n\n"
 
 
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET=1 asks for Triton's interpreter instead of a compiler."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 @dataclass(frozen=True)
 class Program:
     """One specialised kernel: `source` defines one jit function called `name`."""
@@ -29,7 +34,7 @@ class Program:
     @property
     def fn(self) -> Any:
         """The triton JIT function (an interpreted one under TRITON_INTERPRET=1)."""
-        return _jit(self.name, self.source, os.environ.get("TRITON_INTERPRET", "0") == "1")
+        return _jit(self.name, self.source, interpreting())
 
     def __str__(self) -> str:
         return self.source
@@ -50,7 +55,7 @@ def _jit(name: str, source: str, interpreted: bool) -> Any:
 
 def can_execute(device: torch.device) -> str | None:
     """None where Triton kernels run on tensors of this device, else the reason why they do not."""
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    if interpreting():
         return None
     try:
         from triton.backends import backends

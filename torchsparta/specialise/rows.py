@@ -36,7 +36,11 @@ class PartSpec:
 
 @dataclass(frozen=True)
 class RowsSpec:
-    """Everything that is hard-coded in one row-group kernel."""
+    """Everything that is hard-coded in one row-group kernel.
+
+    layout: 'linear' y [M, N]; 'image' y [images, N, M pixels], one weight; 'batch' y [batches, M, N], one
+    weight per batch, their row blocks stacked. Panels are numbered image (batch) by image.
+    """
 
     parts: tuple[PartSpec, ...]
     rows: int
@@ -49,6 +53,7 @@ class RowsSpec:
     compute: str
     integer: bool
     epilogue: Epilogue
+    layout: str = "linear"
 
 
 def _value(part: PartSpec, p: int, index: str, compute: str) -> str:
@@ -151,14 +156,22 @@ def rows_program(spec: RowsSpec) -> Program:
             raise ValueError("integer accumulation needs quantised parts only")
     t, n_rows = spec.tokens, spec.rows
     arguments = [a for p, part in enumerate(spec.parts) for a in part_arguments(part, p)]
+    image = spec.layout == "image"
     body = [
         "pid = tl.program_id(0)",
-        f"mb = pid // {spec.row_blocks}",
-        f"nb = tl.load(order + pid % {spec.row_blocks})",
+        f"panel = pid // {spec.row_blocks}",
         f"lane = tl.arange(0, {t})",
-        f"xb = xp + mb * {spec.panel_rows * t}",
+        f"xb = xp + panel * {spec.panel_rows * t}",
         f"tile = scratch + pid * {n_rows * t}",
     ]
+    if spec.layout == "linear":
+        body += [f"nr = tl.load(order + pid % {spec.row_blocks})", "nb = nr", "mb = panel"]
+    else:
+        body += ["which = panel // panels", "mb = panel % panels"]
+        if image:
+            body += [f"nr = tl.load(order + pid % {spec.row_blocks})", "nb = nr"]
+        else:
+            body += [f"nr = pid % {spec.row_blocks}", f"nb = which * {spec.row_blocks} + nr"]
     blocked = spec.column_blocks > 1
     group: list[str] = []
     for r in range(lead):
@@ -186,20 +199,27 @@ def rows_program(spec: RowsSpec) -> Program:
     body += [
         "tl.debug_barrier()",
         f"offs_m = mb * {t} + lane",
-        f"offs_n = nb * {n_rows} + tl.arange(0, {n_rows})",
-        "alive = (offs_m < M)[:, None] & (offs_n < N)[None, :]",
-        "out = offs_m[:, None] * stride_y + offs_n[None, :]",
-        f"total = tl.trans(tl.load(tile + tl.arange(0, {n_rows})[:, None] * {t} + lane[None, :]))",
+        f"offs_n = nr * {n_rows} + tl.arange(0, {n_rows})",
+        f"total = tl.load(tile + tl.arange(0, {n_rows})[:, None] * {t} + lane[None, :])",
     ]
+    m_axis, n_axis = ("[None, :]", "[:, None]") if image else ("[:, None]", "[None, :]")
+    body.append(f"alive = (offs_m < M){m_axis} & (offs_n < N){n_axis}")
+    if image:
+        body.append("out = which * N * M + offs_n[:, None] * M + offs_m[None, :]")
+    else:
+        start = "which * M * N + " if spec.layout == "batch" else ""
+        body += [f"out = {start}offs_m[:, None] * stride_y + offs_n[None, :]", "total = tl.trans(total)"]
     if spec.integer:
+        weight_row = f"nb * {n_rows} + tl.arange(0, {n_rows})" if spec.layout == "batch" else "offs_n"
         body += [
-            "row_scale = tl.load(scale0 + offs_n, mask=offs_n < N, other=0.0)",
-            "total = total.to(tl.float32) * (tl.load(token_scale + offs_m)[:, None] * row_scale[None, :])",
+            f"row_scale = tl.load(scale0 + {weight_row}, mask=offs_n < N, other=0.0)",
+            f"token = tl.load(token_scale + panel * {t} + lane)",
+            f"total = total.to(tl.float32) * (token{m_axis} * row_scale{n_axis})",
         ]
-    body += spec.epilogue.lines("total")
+    body += spec.epilogue.lines("total", n_axis)
     body.append("tl.store(y + out, total.to(y.dtype.element_ty), mask=alive)")
     signature = ", ".join(
-        ["xp", "y", "scratch", "order", "bias", "residual", "token_scale", *arguments, "M", "N", "stride_y"]
+        ["xp", "y", "scratch", "order", "bias", "residual", "token_scale", *arguments, "M", "N", "stride_y", "panels"]
     )
     source = f"@triton.jit\ndef rows({signature}):\n" + "".join(f"    {line}\n" for line in body)
     return Program("rows", source)
