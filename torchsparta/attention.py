@@ -45,9 +45,7 @@ def with_global_tokens(mask: Tensor, tokens: Tensor | list[int]) -> Tensor:
     return mask
 
 
-def nearby_3d(
-    frames: tuple[int, int, int], window: tuple[int, int, int], causal: bool = False
-) -> Tensor:
+def nearby_3d(frames: tuple[int, int, int], window: tuple[int, int, int], causal: bool = False) -> Tensor:
     """bool [T*H*W] ** 2: NUWA's 3-D nearby attention, a window of odd extents around each position.
 
     frames (T, H, W), tokens in raster order; `causal` keeps the keys at or before the query in that order.
@@ -102,18 +100,29 @@ class AttentionPattern:
     @property
     def computed_share(self) -> float:
         """Query-key pairs computed over all pairs; `alive` over all pairs is the lower limit."""
-        return self.pattern.numel() * self.queries * self.keys / max(1, self.heads * self.shape[0] * self.shape[1])
+        return (
+            self.pattern.numel()
+            * self.queries
+            * self.keys
+            / max(1, self.heads * self.shape[0] * self.shape[1])
+        )
 
     @staticmethod
-    def build(mask: Tensor, queries: int = 32, keys: int = 32, order: Tensor | None = None) -> AttentionPattern:
+    def build(
+        mask: Tensor, queries: int = 32, keys: int = 32, order: Tensor | None = None
+    ) -> AttentionPattern:
         """mask bool [Sq, Sk], or [heads, Sq, Sk] where heads differ; `order` arranges queries into blocks."""
         if mask.dim() == 2:
             mask = mask[None]
         if mask.dim() != 3:
-            raise ValueError(f"attention mask must be [Sq, Sk] or [heads, Sq, Sk], got shape {tuple(mask.shape)}")
+            raise ValueError(
+                f"attention mask must be [Sq, Sk] or [heads, Sq, Sk], got shape {tuple(mask.shape)}"
+            )
         if mask.dtype != torch.bool:
             if not bool(((mask == 0) | (mask == 1)).all()):
-                raise ValueError("attention mask holds values other than 0 and 1; give alive positions, not biases")
+                raise ValueError(
+                    "attention mask holds values other than 0 and 1; give alive positions, not biases"
+                )
             mask = mask.bool()
         heads, sq, sk = mask.shape
         order = torch.arange(sq) if order is None else order.long()
@@ -180,7 +189,12 @@ def sparse_attention(
 ) -> Tensor:
     """q [B, H, Sq, D], k and v [B, H, Sk, D] to [B, H, Sq, D]; needs unit stride along D (else copied)."""
     b, h, sq, d = q.shape
-    if (sq, k.shape[2]) != pattern.shape or v.shape != k.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != d:
+    if (
+        (sq, k.shape[2]) != pattern.shape
+        or v.shape != k.shape
+        or k.shape[:2] != q.shape[:2]
+        or k.shape[3] != d
+    ):
         raise ValueError(
             f"sparse_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a mask of "
             f"{pattern.shape[0]} queries by {pattern.shape[1]} keys"
@@ -207,7 +221,9 @@ class _Attend(torch.autograd.Function):
     """The sparse kernel forward; the gradient recomputes through the dense masked product."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, scale: float | None
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.pattern, ctx.scale = pattern, scale
         return sparse_attention(q, k, v, pattern, scale)

@@ -174,7 +174,9 @@ class SpecialisedLinear:
         n, k = self.shape
         images, channels, height, width = x.shape
         if channels * conv.kernel[0] * conv.kernel[1] != k:
-            raise ValueError(f"SpecialisedLinear: {channels} channels of {conv.kernel} do not make {k} columns")
+            raise ValueError(
+                f"SpecialisedLinear: {channels} channels of {conv.kernel} do not make {k} columns"
+            )
         oh, ow = conv.out_size(height, width)
         y = torch.empty(images, n, oh, ow, dtype=x.dtype, device=x.device)
         if y.numel():
@@ -255,4 +257,3 @@ class SpecialisedLinear:
 
 def _unwrapped(part: SparseFormat) -> SparseFormat:
     return part.inner if isinstance(part, Quantized) else part
-

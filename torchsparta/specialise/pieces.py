@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, str] = {
 }
 """Activation by name, as an expression of the accumulated tile."""
 
+
 def apply_activation(name: str, value: Tensor) -> Tensor:
     """The same activation in torch: for the dense fallback and for tests."""
     nf = torch.nn.functional

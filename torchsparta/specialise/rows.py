@@ -219,7 +219,20 @@ def rows_program(spec: RowsSpec) -> Program:
     body += spec.epilogue.lines("total", n_axis)
     body.append("tl.store(y + out, total.to(y.dtype.element_ty), mask=alive)")
     signature = ", ".join(
-        ["xp", "y", "scratch", "order", "bias", "residual", "token_scale", *arguments, "M", "N", "stride_y", "panels"]
+        [
+            "xp",
+            "y",
+            "scratch",
+            "order",
+            "bias",
+            "residual",
+            "token_scale",
+            *arguments,
+            "M",
+            "N",
+            "stride_y",
+            "panels",
+        ]
     )
     source = f"@triton.jit\ndef rows({signature}):\n" + "".join(f"    {line}\n" for line in body)
     return Program("rows", source)
