@@ -23,13 +23,14 @@ tiles = st.builds(Tile, st.sampled_from([8, 16, 32, 64]), st.sampled_from([0, 4,
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, tiles, st.sampled_from(DTYPES))
-def test_fine_grained_round_trip(size, tile, dtype):
+@given(sizes, tiles, st.sampled_from(DTYPES), st.sampled_from([1, 2, 4]))
+def test_fine_grained_round_trip(size, tile, dtype, unroll):
     w, m = weight(*size, dtype)
-    packed = FineGrained.pack(w, m, tile)
+    packed = FineGrained.pack(w, m, tile, unroll)
     assert torch.equal(packed.unpack(), w * m)
-    assert packed.entries == int(m.sum())
-    assert packed.work().macs == int(m.sum())
+    assert int((packed.idx < w.shape[1]).sum()) == int(m.sum())
+    assert bool(((packed.ptr[..., 1:] - packed.ptr[..., :-1]) % unroll == 0).all())
+    assert unroll > 1 or packed.entries == packed.work().macs == int(m.sum())
 
 
 @settings(max_examples=60, deadline=None)

@@ -120,7 +120,8 @@ class RowGroups(SparseFormat):
     ptr [row blocks, column blocks, rows / group + 1] int32: where a group's entries begin; the next one's
         begin is its end.
     idx [entries] int32: first column of a run.       val [entries, width, group]: the run's values.
-    Groups that reach past N and runs that reach past K hold zeros there.
+    Groups that reach past N and runs that reach past K hold zeros there. Lists are padded to a multiple of
+    `unroll` entries with zeros at column `shape[1]`, so that a kernel can keep several independent sums.
     """
 
     name: ClassVar[str] = "row groups"
@@ -131,9 +132,11 @@ class RowGroups(SparseFormat):
     ptr: Tensor
     idx: Tensor
     val: Tensor
+    unroll: int = 1
 
     @property
     def entries(self) -> int:
+        """Column runs stored, padding included."""
         return self.idx.numel()
 
     def work(self) -> Work:
@@ -147,8 +150,9 @@ class RowGroups(SparseFormat):
         n_groups = self.ptr.shape[0] * self.tile.rows // self.group
         k_runs = -(-k // self.width) if k else 0
         full = self.val.new_zeros(n_groups, max(k_runs, 1), self.width, self.group)
-        if self.entries:
-            full[self._group_of_entry(), self.idx.long() // self.width] = self.val
+        real = self.idx < k
+        if bool(real.any()):
+            full[self._group_of_entry()[real], self.idx[real].long() // self.width] = self.val[real]
         dense = full.permute(0, 3, 1, 2).reshape(n_groups * self.group, -1)
         return dense[:n, :k].contiguous()
 
@@ -166,7 +170,7 @@ class RowGroups(SparseFormat):
 
 
 def pack_row_groups(
-    dense: Tensor, alive: Tensor, group: int, width: int, tile: Tile
+    dense: Tensor, alive: Tensor, group: int, width: int, tile: Tile, unroll: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(ptr, idx, val) of `RowGroups`; `alive` says which [group x width] runs are stored, on a padded grid.
 
@@ -191,12 +195,21 @@ def pack_row_groups(
         raise ValueError(
             f"{key.numel()} runs of {width * group} values need 64-bit offsets, which kernels lack"
         )
-    counts = torch.bincount(key, minlength=row_blocks * column_blocks * per_block)
-    ends = torch.cumsum(counts, 0).view(row_blocks, column_blocks, per_block)
+    exact = torch.bincount(key, minlength=row_blocks * column_blocks * per_block)
+    counts = -(-exact // unroll) * unroll
+    ends = torch.cumsum(counts, 0)
+    # Where entry i goes: the padded start of its list, plus its place in the list.
+    place = (
+        torch.arange(key.numel(), device=key.device) + (ends - counts - (torch.cumsum(exact, 0) - exact))[key]
+    )
+    total = int(ends[-1])
+    idx = torch.full((total,), k, dtype=torch.int32, device=dense.device)
+    idx[place] = (ki * width).to(torch.int32)
+    val = dense.new_zeros(total, width, group)
+    val[place] = padded.view(groups, group, runs, width).permute(0, 2, 3, 1)[gi, ki]
+    ends = ends.view(row_blocks, column_blocks, per_block)
     starts = ends - counts.view_as(ends)
-    ptr = torch.cat([starts[..., :1], ends], dim=-1).to(torch.int32)
-    val = padded.view(groups, group, runs, width).permute(0, 2, 3, 1)[gi, ki].contiguous()
-    return ptr, (ki * width).to(torch.int32), val
+    return torch.cat([starts[..., :1], ends], dim=-1).to(torch.int32), idx, val
 
 
 def runs_alive(mask: Tensor, group: int, width: int, tile: Tile) -> Tensor:

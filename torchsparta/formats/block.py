@@ -48,7 +48,7 @@ class Block(RowGroups):
         # Groups that lie wholly past N belong to a block that reaches past the weight: nothing to store.
         alive[-(-n // group) :] = False
         ptr, idx, val = pack_row_groups(dense, alive, group, bk, tile)
-        return cls((n, k), group, bk, tile, ptr, idx, val, block)
+        return cls((n, k), group, bk, tile, ptr, idx, val, block=block)
 
     def describe(self) -> str:
         return f"block {self.block[0]}x{self.block[1]}"

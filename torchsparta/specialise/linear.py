@@ -6,7 +6,7 @@ contiguous, quantised on the way for int8 arithmetic) and the row-group kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -35,9 +35,9 @@ def part_spec(part: SparseFormat) -> PartSpec:
     """What the source depends on in one format."""
     if isinstance(part, Quantized):
         inner = part_spec(part.inner)
-        return PartSpec(inner.kind, inner.group, inner.width, f"int{part.bits}", True)
+        return replace(inner, values=f"int{part.bits}", scaled=True)
     if isinstance(part, RowGroups):
-        return PartSpec("groups", part.group, part.width)
+        return PartSpec("groups", part.group, part.width, unroll=part.unroll)
     if isinstance(part, Dense):
         return PartSpec("dense", part.group)
     if isinstance(part, NM):

@@ -32,6 +32,7 @@ class PartSpec:
     runs: int = 0
     n_alive: int = 0
     n_of: int = 0
+    unroll: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,30 @@ def _accumulate(part: PartSpec, p: int, spec: RowsSpec, lead: int) -> list[str]:
     for sub in range(per_lead):
         rows = [f"{target}{sub * part.group + r}" for r in range(part.group)]
         if part.kind == "groups":
+            start, fresh = len(lines), []
             lists = spec.rows // part.group
             lines += [
                 f"at = (nb * {spec.column_blocks} + kb) * {lists + 1} + g * {per_lead} + {sub}",
                 f"begin = tl.load(ptr{p} + at)",
                 f"end = tl.load(ptr{p} + at + 1)",
-                "for j in range(begin, end):",
-                f"    col = xb + tl.load(idx{p} + j) * {t}",
+                f"for j in range(begin, end, {part.unroll}):"
+                if part.unroll > 1
+                else "for j in range(begin, end):",
             ]
-            for w in range(part.width):
-                lines.append(f"    x = tl.load(col + {w * t} + lane)")
-                flat = f"j * {part.width * part.group} + {w * part.group}"
-                lines += [
-                    f"    {a} += {_value(part, p, f'{flat} + {r}', spec.compute)} * x"
-                    for r, a in enumerate(rows)
-                ]
+            for u in range(part.unroll):
+                # Every unrolled entry has sums of its own: independent chains of multiply-adds.
+                sums = rows if u == 0 else [f"{a}_{u}" for a in rows]
+                fresh += [] if u == 0 else sums
+                lines.append(f"    col{u} = xb + tl.load(idx{p} + j + {u}) * {t}")
+                for w in range(part.width):
+                    lines.append(f"    x{u} = tl.load(col{u} + {w * t} + lane)")
+                    flat = f"(j + {u}) * {part.width * part.group} + {w * part.group}"
+                    lines += [
+                        f"    {a} += {_value(part, p, f'{flat} + {r}', spec.compute)} * x{u}"
+                        for r, a in enumerate(sums)
+                    ]
+            lines[start:start] = [f"{a} = tl.zeros([{t}], dtype={spec.compute})" for a in fresh]
+            lines += [f"{a.rsplit('_', 1)[0]} += {a}" for a in fresh]
         elif part.kind == "dense":
             lists = spec.rows // part.group
             lines += [
