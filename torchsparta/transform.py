@@ -1,0 +1,155 @@
+"""Sites: the places where a sparse kernel may stand in for a dense operator, and the choice among them.
+
+Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own. `choose` asks
+the registered choosers, highest priority first, for a module that computes the site; the first that does not answer
+None wins; without one the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
+
+The module is called as `module(x)` or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
+`sparta_format` (str) and `sparta_reason` (str), which the report shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .tesa import TeSA
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """A pointwise operation after the site, fused if the kernel can: relu, gelu, gelu_tanh, silu, tanh, sigmoid,
+    relu6, or "add" (the residual that the module gets as its second argument; always last)."""
+
+    kind: str
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.kind == "add":
+            assert residual is not None
+            return x + residual
+        return _ACTIVATIONS[self.kind](x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SparseSite:
+    """One operator with a weight, after structure: what a kernel is made from.
+
+    name: module path in the model. op: "linear", "conv1d", "conv2d" or "conv3d". weight: [N, K] for linear (out =
+    x weight^T), [N, C/groups, taps…] for convolutions; already masked (and fake-quantized). bias: [N] or None.
+    tesa: of the weight. input_shape: of x for the example inputs. epilogue: in order. attributes: stride, padding,
+    dilation, groups of a convolution. trainable: the weight is a parameter and its mask must hold in training.
+    """
+
+    name: str
+    op: str
+    weight: Tensor
+    bias: Tensor | None
+    tesa: TeSA
+    input_shape: tuple[int, ...]
+    epilogue: tuple[Epilogue, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    trainable: bool = False
+
+    @property
+    def has_residual(self) -> bool:
+        return bool(self.epilogue) and self.epilogue[-1].kind == "add"
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the dense operator for `input_shape`."""
+        if self.op == "linear":
+            return int(torch.Size(self.input_shape[:-1]).numel()) * self.weight.numel()
+        return int(torch.Size(self.output_positions()).numel()) * self.input_shape[0] * self.weight.numel()
+
+    def output_positions(self) -> tuple[int, ...]:
+        """Spatial shape of a convolution's output."""
+        with torch.device("meta"):
+            x, w = torch.empty(self.input_shape), torch.empty(self.weight.shape)
+        return tuple(_CONV[self.op](x, w, None, **self.attributes).shape[2:])
+
+
+_CONV: dict[str, Callable[..., Tensor]] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+
+Chooser = Callable[[SparseSite], "nn.Module | None"]
+_choosers: list[tuple[int, Chooser]] = []
+
+
+def register_chooser(chooser: Chooser, priority: int = 0) -> Chooser:
+    """Add a chooser; higher priorities are asked first, equal ones in the order of registration."""
+    _choosers.append((priority, chooser))
+    _choosers.sort(key=lambda entry: -entry[0])
+    return chooser
+
+
+def unregister_chooser(chooser: Chooser) -> None:
+    """Remove a chooser that `register_chooser` added."""
+    _choosers[:] = [entry for entry in _choosers if entry[1] is not chooser]
+
+
+def choose(site: SparseSite) -> nn.Module:
+    """The module for a site: the first chooser's that has one, else the dense masked weight."""
+    for _, chooser in _choosers:
+        module = chooser(site)
+        if module is not None:
+            return module
+    return DenseSite(site)
+
+
+class DenseSite(nn.Module):
+    """The site as dense PyTorch. Trainable: gradients reach only elements that the mask leaves alive."""
+
+    sparta_format = "dense"
+
+    def __init__(self, site: SparseSite, reason: str = "no sparse kernel was chosen"):
+        super().__init__()
+        self.op, self.epilogue, self.attributes = site.op, site.epilogue, dict(site.attributes)
+        self.sparta_reason = reason
+        self.weight = nn.Parameter(site.weight.detach().clone(), requires_grad=site.trainable)
+        self.bias = (
+            None
+            if site.bias is None
+            else nn.Parameter(site.bias.detach().clone(), requires_grad=site.trainable)
+        )
+        masked = site.trainable and site.tesa.density() < 1.0
+        alive = (site.tesa.code > 0).to(site.weight.dtype).expand(site.weight.shape).contiguous() if masked else None
+        self.register_buffer("alive", alive)
+        if masked and site.tesa.value is not None:
+            fixed = torch.where(site.tesa.code < 0, site.tesa.value, 0.0).expand(site.weight.shape)
+            self.register_buffer("fixed", fixed.to(site.weight.dtype).contiguous())
+        else:
+            self.fixed = None
+
+    def effective_weight(self) -> Tensor:
+        if self.alive is None:
+            return self.weight
+        weight = self.weight * self.alive
+        return weight if self.fixed is None else weight + self.fixed
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.op == "linear":
+            out = F.linear(x, self.effective_weight(), self.bias)
+        else:
+            out = _CONV[self.op](x, self.effective_weight(), self.bias, **self.attributes)
+        for step in self.epilogue:
+            out = step(out, residual)
+        return out
+
+    def extra_repr(self) -> str:
+        after = "".join(f" -> {e.kind}" for e in self.epilogue)
+        return f"{self.op} {'x'.join(map(str, self.weight.shape))}{after}"
