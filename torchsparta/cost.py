@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -192,15 +191,18 @@ def _spec(device: str) -> DeviceSpec:
 # -- calibration ---------------------------------------------------------------------------------------------
 
 
-def measure(run: Callable[[], object], least_s: float = 0.02, most: int = 200) -> float:
-    """Median seconds of a call: one warm-up, then at least three calls and `least_s` seconds, at most `most` calls."""
+def measure(run: Callable[[], object], least_s: float = 0.02, least: int = 12, most: int = 300) -> float:
+    """Seconds of an undisturbed call: the fastest of at least `least` calls and `least_s` seconds, after one warm-up.
+
+    What disturbs a call only ever adds to it (other processes, a thread that was descheduled at a barrier).
+    """
     run()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < least_s and len(times) < most):
+    while len(times) < least or (sum(times) < least_s and len(times) < most):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def calibrate(save: bool = True) -> Rates:
