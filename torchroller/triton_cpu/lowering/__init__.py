@@ -41,7 +41,9 @@ def _module(low: Lowering, params: list[tuple[str, str]]) -> str:
     code = low.code
     arguments = ", ".join(f"{t} {n}" for t, n in params)
     ids = ", ".join(f"i32 %{w}_{a}" for w in ("pid", "grid") for a in "xyz")
-    header = f"define internal void @program({arguments}{', ' if arguments else ''}{ids}, ptr noalias %scratch) {{"
+    header = (
+        f"define internal void @program({arguments}{', ' if arguments else ''}{ids}, ptr noalias %scratch) {{"
+    )
     body = [header, "entry:", *code.entry, *code.scopes[0].lines, "}"]
     return "\n".join([*code.declarations.values(), *body, *code.loop_metadata]) + "\n"
 

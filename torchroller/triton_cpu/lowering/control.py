@@ -186,7 +186,9 @@ def for_loop(low: Lowering, op: Op) -> None:
         with code.nest():
             body(index)
 
-    code.dynamic_loop(low.scalar(start), low.scalar(stop), low.scalar(step), type, opaque, predicate=predicate)
+    code.dynamic_loop(
+        low.scalar(start), low.scalar(stop), low.scalar(step), type, opaque, predicate=predicate
+    )
     for c, result in zip(carried, op.results):
         c.bind(result)
 

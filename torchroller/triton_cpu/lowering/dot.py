@@ -62,10 +62,14 @@ def dot(low: Lowering, op: Op) -> None:
     ev = low.ev
     a, b, c = (low.tensor(v) for v in op.operands)
     if len(a.shape) != 2:
-        raise UnsupportedOperation(op.name, op.location or None, f"operands of {len(a.shape)} dimensions; 2 are lowered")
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"operands of {len(a.shape)} dimensions; 2 are lowered"
+        )
     found = product_of(ev, a.elem, b.elem, c.elem)
     if found is None:
-        raise UnsupportedOperation(op.name, op.location or None, f"{a.elem} x {b.elem} accumulated in {c.elem}")
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"{a.elem} x {b.elem} accumulated in {c.elem}"
+        )
     product, elem = found
     if product.step > a.shape[1]:
         product, elem = (mk.F32, "f32") if product is mk.BF16 else (mk.I32, "i32")
@@ -132,27 +136,39 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     step = left.step if isinstance(left.step, int) else None
-    symbol, text, declared = mk.function(p, shape, step)
     unroll = code.unroll_metadata(4) if k // p.step >= 4 else code.unroll_metadata(1)
-    for d in declared:
-        code.declare(d, d)
-    code.declare(symbol, text.replace("!UNROLL", f"!{unroll}"))
+
+    def kernel(prefetch: bool) -> str:
+        symbol, text, declared = mk.function(p, shape, step, prefetch)
+        for d in declared:
+            code.declare(d, d)
+        code.declare(symbol, text.replace("!UNROLL", f"!{unroll}"))
+        return symbol
+
     size = "float" if p.acc == "float" else p.acc
 
-    def block(column: Operand, row: Operand) -> None:
+    def block(column: Operand, row: Operand, symbol: str) -> None:
         a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
         panel = code.mul(column, b_panel // panels) if isinstance(b_panel, int) else column
         b_at = _advance(ev, b_pointer, size, panel)
         c_at = _advance(ev, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
+        extra = ""
+        if in_place is not None:
+            # columns are `panels` wide; the next k block of the whole tile lies k * b_row ahead
+            share = (k * panels * 4 * rows) // m
+            tile = code.add(code.mul(code.mul(b_row, k), 4), code.mul(code.mul(column, k), 4))
+            ahead = _advance(ev, b_pointer, "i8", code.add(tile, code.mul(row, share // rows)))
+            extra = f", ptr {ahead}, i64 {max(1, panels * 4 * rows // m)}"
         code.line(
             f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "
-            f"ptr {c_at}, i64 {c.strides[0]})"
+            f"ptr {c_at}, i64 {c.strides[0]}{extra})"
         )
 
     def column(index: Operand) -> None:
         if compensation is not None:
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
-        code.loop(m, lambda r: block(index, r), step=rows)
+        # the first strip asks for the B of the next iteration over k, which follows in memory where B is packed
+        code.loop(m, lambda r: block(index, r, kernel(in_place is not None)), step=rows)
 
     code.loop(n, column, step=panels)
 
@@ -197,7 +213,12 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
     if form is None or form.terms:
         return None
     if step > 1:
-        if a.elem != "bf16" or form.strides[1] != 1 or not isinstance(form.strides[0], int) or form.strides[0] % step:
+        if (
+            a.elem != "bf16"
+            or form.strides[1] != 1
+            or not isinstance(form.strides[0], int)
+            or form.strides[0] % step
+        ):
             return None
         pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
         return Strip(pointer, form.strides[0] // step, 1)
@@ -274,7 +295,12 @@ def _pack_panels(low: Lowering, p: mk.Product, b: Tensor, vectors: int, lanes: i
     k, n = b.shape
     width = vectors * lanes
     packed = new_buffer(code, b.elem, (n // width, k // p.step, width * p.step))
-    if p.step == 1 and vector_dim(ev, b.shape, [identity(b)]) == 0 and _transposable(ev, b) and lanes == ev.lanes:
+    if (
+        p.step == 1
+        and vector_dim(ev, b.shape, [identity(b)]) == 0
+        and _transposable(ev, b)
+        and lanes == ev.lanes
+    ):
 
         def put(row: Operand, col: Operand, value: str, count: int) -> None:
             panel = code.let(f"udiv i64 {col}, {width}") if isinstance(col, str) else col // width
@@ -329,7 +355,9 @@ def _compensate(low: Lowering, column: Operand, b: str, b_row: Operand, k: int, 
     code = low.code
     vec, quads = f"<{lanes} x i32>", "<64 x i8>"
     name = "llvm.x86.avx512.vpdpbusd.512"
-    code.declare(f"declare {vec} @{name}({vec}, {quads}, {quads})", f"declare {vec} @{name}({vec}, {quads}, {quads})")
+    code.declare(
+        f"declare {vec} @{name}({vec}, {quads}, {quads})", f"declare {vec} @{name}({vec}, {quads}, {quads})"
+    )
     width = vectors * lanes
     base = _advance(low.ev, b, "i32", code.mul(column, k // 4))
     sums = [code.alloca(vec) for _ in range(vectors)]

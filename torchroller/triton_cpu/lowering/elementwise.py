@@ -61,21 +61,47 @@ _CASTS = {
     "tt.ptr_to_int": "ptrtoint", "arith.index_cast": "index", "tt.fp_to_fp": "fp",
 }  # fmt: skip
 _PREDICATES = {"eq", "ne", "slt", "sle", "sgt", "sge", "ult", "ule", "ugt", "uge"}
-_FLOAT_PREDICATES = {"oeq", "one", "olt", "ole", "ogt", "oge", "ueq", "une", "ult", "ule", "ugt", "uge", "ord", "uno"}
+_FLOAT_PREDICATES = {
+    "oeq",
+    "one",
+    "olt",
+    "ole",
+    "ogt",
+    "oge",
+    "ueq",
+    "une",
+    "ult",
+    "ule",
+    "ugt",
+    "uge",
+    "ord",
+    "uno",
+}
 
-COSTLY = {name: 12 for name in _MATH} | {"arith.divf": 4, "math.sqrt": 4, "tt.precise_sqrt": 4, "arith.remf": 20}
+COSTLY = {name: 12 for name in _MATH} | {
+    "arith.divf": 4,
+    "math.sqrt": 4,
+    "tt.precise_sqrt": 4,
+    "arith.remf": 20,
+}
 
 
 def _suffix(elem: str, lanes: int | None) -> str:
-    base = {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16"}.get(lt.scalar(elem), lt.scalar(elem))
+    base = {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16"}.get(
+        lt.scalar(elem), lt.scalar(elem)
+    )
     return base if lanes is None else f"v{lanes}{base}"
 
 
-def intrinsic(ev: Evaluator, name: str, elem: str, args: list[str], lanes: int | None, extra: str = "") -> str:
+def intrinsic(
+    ev: Evaluator, name: str, elem: str, args: list[str], lanes: int | None, extra: str = ""
+) -> str:
     """Call an overloaded LLVM intrinsic whose arguments and result all have one type."""
     type, symbol = lt.typed(elem, lanes), f"@llvm.{name}.{_suffix(elem, lanes)}"
     arguments = ", ".join(f"{type} {a}" for a in args) + extra
-    ev.code.declare(symbol, f"declare {type} {symbol}({', '.join([type] * len(args))}{', i1' if extra else ''})")
+    ev.code.declare(
+        symbol, f"declare {type} {symbol}({', '.join([type] * len(args))}{', i1' if extra else ''})"
+    )
     return ev.code.let(f"call {type} {symbol}({arguments})")
 
 
@@ -84,7 +110,9 @@ def convert(ev: Evaluator, value: str, source: str, target: str, lanes: int | No
     if source == target:
         return value
     if {source, target} & {"f16", "bf16"} and "f32" not in (source, target):
-        if source == "f64":  # one rounding only: to odd is not at hand, LLVM rounds f64 → half correctly itself
+        if (
+            source == "f64"
+        ):  # one rounding only: to odd is not at hand, LLVM rounds f64 → half correctly itself
             return ev.code.let(f"fptrunc {lt.typed(source, lanes)} {value} to {lt.typed(target, lanes)}")
         value = convert(ev, value, source, "f32", lanes)
         return convert(ev, value, "f32", target, lanes)

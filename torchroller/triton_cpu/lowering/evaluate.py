@@ -181,7 +181,9 @@ class Evaluator:
             if elem == "i1":
                 value = code.let(f"trunc i8 {value} to i1")
             if scalar_mask is not None and scalar_other is not None:
-                value = code.let(f"select i1 {scalar_mask}, {lt.scalar(elem)} {value}, {lt.scalar(elem)} {scalar_other}")
+                value = code.let(
+                    f"select i1 {scalar_mask}, {lt.scalar(elem)} {value}, {lt.scalar(elem)} {scalar_other}"
+                )
             if lanes is None:
                 return value
             value = lt.splat(code, value, elem, lanes)
@@ -202,13 +204,20 @@ class Evaluator:
             name, signature = f"@llvm.masked.load.{suffix}.p0", f"(ptr, i32, <{lanes} x i1>, {type})"
             pointer = f"ptr {where}"
         else:
-            name, signature = f"@llvm.masked.gather.{suffix}.v{lanes}p0", f"(<{lanes} x ptr>, i32, <{lanes} x i1>, {type})"
+            name, signature = (
+                f"@llvm.masked.gather.{suffix}.v{lanes}p0",
+                f"(<{lanes} x ptr>, i32, <{lanes} x i1>, {type})",
+            )
             pointer = f"<{lanes} x ptr> {where}"
         code.declare(name, f"declare {type} {name}{signature}")
-        value = code.let(f"call {type} {name}({pointer}, i32 {align}, <{lanes} x i1> {lane_mask}, {type} {passthru})")
+        value = code.let(
+            f"call {type} {name}({pointer}, i32 {align}, <{lanes} x i1> {lane_mask}, {type} {passthru})"
+        )
         return code.let(f"trunc {type} {value} to <{lanes} x i1>") if elem == "i1" else value
 
-    def write(self, elem: str, kind: str, where: str, value: str, mask: str | None, lanes: int | None) -> None:
+    def write(
+        self, elem: str, kind: str, where: str, value: str, mask: str | None, lanes: int | None
+    ) -> None:
         """Write a scalar or a vector; a masked scalar write branches, masked vectors use masked stores."""
         code, memory, align = self.code, lt.storage(elem), lt.size_bytes(elem)
         if elem == "i1":
@@ -236,11 +245,15 @@ class Evaluator:
         if kind == "run":
             name = f"@llvm.masked.store.{suffix}.p0"
             code.declare(name, f"declare void {name}({type}, ptr, i32, <{lanes} x i1>)")
-            code.line(f"  call void {name}({type} {value}, ptr {where}, i32 {align}, <{lanes} x i1> {lane_mask})")
+            code.line(
+                f"  call void {name}({type} {value}, ptr {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
+            )
         else:
             name = f"@llvm.masked.scatter.{suffix}.v{lanes}p0"
             code.declare(name, f"declare void {name}({type}, <{lanes} x ptr>, i32, <{lanes} x i1>)")
-            code.line(f"  call void {name}({type} {value}, <{lanes} x ptr> {where}, i32 {align}, <{lanes} x i1> {lane_mask})")
+            code.line(
+                f"  call void {name}({type} {value}, <{lanes} x ptr> {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
+            )
 
     # ---- buffers ---------------------------------------------------------------------------------------------
     def buffer_address(self, b: Buffer, place: Place) -> tuple[str, str]:

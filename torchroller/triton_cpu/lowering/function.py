@@ -23,7 +23,15 @@ from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Remap, S
 from torchroller.triton_cpu.ttir import Block, Function, Op, Value
 
 # Operations that change memory or order it.
-EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.descriptor_store", "ttg.barrier", "gpu.barrier", "tt.call"}
+EFFECTS = {
+    "tt.store",
+    "tt.atomic_rmw",
+    "tt.atomic_cas",
+    "tt.descriptor_store",
+    "ttg.barrier",
+    "gpu.barrier",
+    "tt.call",
+}
 # A tensor at least this costly is not evaluated anew in every iteration of a loop.
 _KEEP_WEIGHT = 8
 
@@ -60,7 +68,9 @@ class Lowering:
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}
         self.tensors: dict[Value, Tensor] = {}
-        self.needed: list[set[Value]] = []  # per open block: values used by what follows the current operation
+        self.needed: list[
+            set[Value]
+        ] = []  # per open block: values used by what follows the current operation
         self.borrowed: list[list[Tensor]] = []  # per open region: tensors given a buffer inside it
         self.carried: dict[str, tuple[Value, Buffer]] = {}  # buffers of loop-carried tensors, by pointer
         self.use_counts: Counter[Value] = Counter()
@@ -174,10 +184,15 @@ class Lowering:
         result, code = op.results[0], self.code
         if op.name == "tt.addptr":
             pointer, offset = self.scalars[op.operands[0]], self.positions[op.operands[1]]
-            pointee = lt.storage(result.type.pointee or "i8") if not (result.type.pointee or "").startswith("!") else "ptr"
-            self.set_scalar(result, pointer if offset == 0 else code.let(
-                f"getelementptr {pointee}, ptr {pointer}, i64 {offset}"
-            ))
+            pointee = (
+                lt.storage(result.type.pointee or "i8")
+                if not (result.type.pointee or "").startswith("!")
+                else "ptr"
+            )
+            self.set_scalar(
+                result,
+                pointer if offset == 0 else code.let(f"getelementptr {pointee}, ptr {pointer}, i64 {offset}"),
+            )
             return
         args = [self.scalars[v] for v in op.operands]
         position = self.constant_fold(op)
@@ -212,14 +227,27 @@ class Lowering:
         inside = set().union(*(_uses_in_region(r) for r in op.regions))
         for v in list(self.tensors):
             t = self.tensors[v]
-            if v in inside and t.buffer is None and t.weight >= _KEEP_WEIGHT and not isinstance(t, (Splat, Remap)):
+            if (
+                v in inside
+                and t.buffer is None
+                and t.weight >= _KEEP_WEIGHT
+                and not isinstance(t, (Splat, Remap))
+            ):
                 self.keep(t)
 
     def used_later(self, v: Value) -> bool:
         return v in self.needed[-1]
 
 
-TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "cf.br", "cf.cond_br", "tt.reduce.return", "tt.scan.return"}
+TERMINATORS = {
+    "scf.yield",
+    "scf.condition",
+    "tt.return",
+    "cf.br",
+    "cf.cond_br",
+    "tt.reduce.return",
+    "tt.scan.return",
+}
 
 
 def has_effects(op: Op) -> bool:

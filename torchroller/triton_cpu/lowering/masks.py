@@ -81,8 +81,10 @@ def remainder_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     if not isinstance(divisor, int):
         zero = code.compare("eq", divisor, 0)
         divisor = code.let(f"select i1 {zero}, i64 1, i64 {divisor}")
-    base = a.base % divisor if isinstance(a.base, int) and isinstance(divisor, int) else code.let(
-        f"srem i64 {a.base}, {divisor}"
+    base = (
+        a.base % divisor
+        if isinstance(a.base, int) and isinstance(divisor, int)
+        else code.let(f"srem i64 {a.base}, {divisor}")
     )
     fits = code.compare("slt", code.add(base, reach), divisor)
     positive = code.compare("sge", a.base, 0)
@@ -141,7 +143,9 @@ def _comparison(ev: Evaluator, mask: Elementwise) -> tuple[str, ...] | None:
     return _signed(ev, predicate, a, b, mask.shape)
 
 
-def _signed(ev: Evaluator, predicate: str, a: Linear, b: Linear, shape: tuple[int, ...]) -> tuple[str, ...] | None:
+def _signed(
+    ev: Evaluator, predicate: str, a: Linear, b: Linear, shape: tuple[int, ...]
+) -> tuple[str, ...] | None:
     if predicate not in ("slt", "sle", "sgt", "sge"):
         return None
     code = ev.code

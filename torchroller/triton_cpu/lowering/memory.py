@@ -6,12 +6,27 @@ from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.elementwise import emitter
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
-from torchroller.triton_cpu.lowering.nests import identity, new_buffer, over_tile, stored, vector_dim, versions
+from torchroller.triton_cpu.lowering.nests import (
+    identity,
+    new_buffer,
+    over_tile,
+    stored,
+    vector_dim,
+    versions,
+)
 from torchroller.triton_cpu.lowering.values import Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op
 
 # Operations that may stand between two stores that are written in one nest.
-_LAZY = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.addptr", "tt.make_range", "arith.constant", "tt.trans"}
+_LAZY = {
+    "tt.splat",
+    "tt.broadcast",
+    "tt.expand_dims",
+    "tt.addptr",
+    "tt.make_range",
+    "arith.constant",
+    "tt.trans",
+}
 _GROUP = 6
 
 
@@ -76,7 +91,9 @@ _RMW = {"add": "add", "fadd": "fadd", "and": "and", "or": "or", "xor": "xor", "m
 _ORDER = {"relaxed": "monotonic", "acquire": "acquire", "release": "release", "acq_rel": "acq_rel"}
 
 
-def _each_lane(low: Lowering, op: Op, pointer: Tensor, others: list[Tensor], mask: Tensor | None, act) -> None:
+def _each_lane(
+    low: Lowering, op: Op, pointer: Tensor, others: list[Tensor], mask: Tensor | None, act
+) -> None:
     """Run `act(pointer, values) -> old` for every element in order, under the mask; results go to a buffer."""
     ev, code, result = low.ev, low.code, op.results[0]
     elem, shape = result.type.elem, pointer.shape
@@ -115,7 +132,9 @@ def atomic_rmw(low: Lowering, op: Op) -> None:
     elem = op.operands[1].type.elem
     type, align = lt.scalar(elem), lt.size_bytes(elem)
     if kind not in _RMW:
-        raise UnsupportedOperation(op.name, op.location or None, f"atomic {kind} on {elem} is not lowered yet")
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"atomic {kind} on {elem} is not lowered yet"
+        )
 
     def act(where: str, values: list[str]) -> str:
         return low.code.let(f"atomicrmw {_RMW[kind]} ptr {where}, {type} {values[0]} {order}, align {align}")
@@ -136,7 +155,9 @@ def atomic_cas(low: Lowering, op: Op) -> None:
         if lt.is_float(elem):
             values = [code.let(f"bitcast {lt.scalar(elem)} {v} to {bits}") for v in values]
         align = lt.size_bytes(elem)
-        pair = code.let(f"cmpxchg ptr {where}, {bits} {values[0]}, {bits} {values[1]} {order} {fail}, align {align}")
+        pair = code.let(
+            f"cmpxchg ptr {where}, {bits} {values[0]}, {bits} {values[1]} {order} {fail}, align {align}"
+        )
         old = code.let(f"extractvalue {{{bits}, i1}} {pair}, 0")
         return code.let(f"bitcast {bits} {old} to {lt.scalar(elem)}") if lt.is_float(elem) else old
 
@@ -158,7 +179,9 @@ def store_group(ops: list[Op], first: int) -> tuple[list[Op], list[Op], int]:
             pending, last = [], k
             if len(stores) == _GROUP:
                 break
-        elif op.name in _LAZY or (op.name not in HANDLERS and not has_effects(op) and emitter(op) is not None):
+        elif op.name in _LAZY or (
+            op.name not in HANDLERS and not has_effects(op) and emitter(op) is not None
+        ):
             pending.append(op)
         else:
             break

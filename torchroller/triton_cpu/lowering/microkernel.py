@@ -43,19 +43,22 @@ _DPBF16 = "llvm.x86.avx512bf16.dpbf16ps.512"
 _DPBUSD = "llvm.x86.avx512.vpdpbusd.512"
 
 
-def function(p: Product, s: Shape, a_step: int | None) -> tuple[str, str, list[str]]:
+def function(p: Product, s: Shape, a_step: int | None, prefetch: bool = False) -> tuple[str, str, list[str]]:
     """(symbol, text, declarations). `a_step` is the distance in `a_type` elements between steps, None if dynamic.
 
     Arguments: ptr a, i64 a_row (a_type elements), i64 a_step, ptr b, i64 b_row (accumulator-sized elements between
     steps), ptr c, i64 c_row (elements).
     """
     stride = "x" if a_step is None else str(a_step)
-    symbol = f"@dot_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_a{stride}"
+    symbol = (
+        f"@dot_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_a{stride}{'_ahead' if prefetch else ''}"
+    )
     vec = f"<{s.lanes} x {p.acc}>"
     steps = s.k // p.step
     out = [
         f"define internal void {symbol}(ptr noalias %a, i64 %a_row, i64 %a_step, ptr noalias %b, i64 %b_row, "
-        f"ptr noalias %c, i64 %c_row) noinline {{",
+        f"ptr noalias %c, i64 %c_row"
+        f"{', ptr %ahead, i64 %ahead_step' if prefetch else ''}) noinline {{",
         "entry:",
     ]
     for m in range(s.rows):
@@ -75,6 +78,10 @@ def function(p: Product, s: Shape, a_step: int | None) -> tuple[str, str, list[s
         out.append(f"  %bi{v} = add nsw i64 %bo, {v * s.lanes}")
         out.append(f"  %bp{v} = getelementptr {p.acc}, ptr %b, i64 %bi{v}")
         out.append(f"  %bv{v} = load {vec}, ptr %bp{v}, align 4")
+    if prefetch:
+        out.append("  %fo = mul nsw i64 %k, %ahead_step")
+        out.append("  %fp = getelementptr i8, ptr %ahead, i64 %fo")
+        out.append("  call void @llvm.prefetch.p0(ptr %fp, i32 0, i32 2, i32 1)")
     step = "%a_step" if a_step is None else str(a_step)
     out.append(f"  %ao = mul nsw i64 %k, {step}")
     for m in range(s.rows):
@@ -82,7 +89,9 @@ def function(p: Product, s: Shape, a_step: int | None) -> tuple[str, str, list[s
         out.append(f"  %as{m} = load {p.a_type}, ptr %al{m}, align 1")
         wide = f"<{s.lanes} x {p.a_type}>"
         out.append(f"  %ai{m} = insertelement {wide} poison, {p.a_type} %as{m}, i64 0")
-        out.append(f"  %av{m} = shufflevector {wide} %ai{m}, {wide} poison, <{s.lanes} x i32> zeroinitializer")
+        out.append(
+            f"  %av{m} = shufflevector {wide} %ai{m}, {wide} poison, <{s.lanes} x i32> zeroinitializer"
+        )
         for v in range(s.vectors):
             out += _step(p, s, vec, m, v)
     out += [
@@ -93,7 +102,8 @@ def function(p: Product, s: Shape, a_step: int | None) -> tuple[str, str, list[s
     ]
     out += [f"  store {vec} %new{m}.{v}, ptr %cp{m}.{v}, align 4" for m, v in cells]
     out += ["  ret void", "}"]
-    return symbol, "\n".join(out), _declarations(p, s, vec)
+    declared = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"] if prefetch else []
+    return symbol, "\n".join(out), declared + _declarations(p, s, vec)
 
 
 def _step(p: Product, s: Shape, vec: str, m: int, v: int) -> list[str]:

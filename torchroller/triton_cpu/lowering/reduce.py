@@ -42,7 +42,9 @@ def combine(low: Lowering, op: Op, left: list[str], right: list[str], lanes: int
             continue
         emit = emitter(inner)
         if emit is None:
-            raise UnsupportedOperation(inner.name, inner.location or op.location, f"inside the region of {op.name}")
+            raise UnsupportedOperation(
+                inner.name, inner.location or op.location, f"inside the region of {op.name}"
+            )
         values[inner.results[0]] = emit(low.ev, [operand(v) for v in inner.operands], lanes)
     raise UnsupportedOperation(op.name, op.location, "its combining region returns nothing")
 
@@ -217,7 +219,9 @@ def _across_vector(low: Lowering, op: Op, operands: list[Tensor], axis: int, res
     if vdim is None:
         _outer_loops(low, shape, others, coords, lambda: columns(0))
     else:
-        _outer_loops(low, shape, others, coords, lambda: code.loop(shape[vdim], columns, step=count * (lanes or 1)))
+        _outer_loops(
+            low, shape, others, coords, lambda: code.loop(shape[vdim], columns, step=count * (lanes or 1))
+        )
 
 
 @handles("tt.scan")
@@ -247,7 +251,9 @@ def scan(low: Lowering, op: Op) -> None:
                 place = Place(tuple(full), vdim, lanes or 1)
                 _accumulate(low, op, slots, lanes, [[ev.at(t, place) for t in operands]], first)
                 for v, slot, buffer in zip(op.operands, slots[0], outputs):
-                    ev.store_buffer(buffer, place, code.let(f"load {lt.typed(v.type.elem, lanes)}, ptr {slot}"))
+                    ev.store_buffer(
+                        buffer, place, code.let(f"load {lt.typed(v.type.elem, lanes)}, ptr {slot}")
+                    )
 
             step(0, True)
             if shape[axis] > 1:

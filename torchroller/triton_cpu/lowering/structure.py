@@ -7,7 +7,14 @@ import re
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.function import Lowering, handles
-from torchroller.triton_cpu.lowering.nests import new_buffer, over_tile, reinterpreted, stored, vector_dim, versions
+from torchroller.triton_cpu.lowering.nests import (
+    new_buffer,
+    over_tile,
+    reinterpreted,
+    stored,
+    vector_dim,
+    versions,
+)
 from torchroller.triton_cpu.lowering.nests import identity
 from torchroller.triton_cpu.lowering.values import Place, Range, Remap, Splat, row_major
 from torchroller.triton_cpu.ttir import Op
@@ -29,7 +36,9 @@ def constant(low: Lowering, op: Op) -> None:
     if m := re.match(r"dense<(.*)>$", text, re.S):
         text = m.group(1)
     if text.startswith(("[", '"')):
-        raise UnsupportedOperation(op.name, op.location or None, f"a constant tensor with differing elements: {op.text}")
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"a constant tensor with differing elements: {op.text}"
+        )
     text = text.split(" : ")[0]
     number = None
     if lt.is_float(elem):
@@ -58,7 +67,9 @@ def splat(low: Lowering, op: Op) -> None:
     if op.name == "tt.unsplat":
         low.set_scalar(result, low.ev.at(low.tensor(source), Place((0,) * len(source.type.shape or ()))))
         return
-    value = Splat(result.type.shape, result.type.elem, value=low.scalar(source), position=low.position(source))
+    value = Splat(
+        result.type.shape, result.type.elem, value=low.scalar(source), position=low.position(source)
+    )
     low.set_tensor(result, value)
 
 

@@ -243,9 +243,7 @@ class Remap(Tensor):
         for k, d in enumerate(self.source_dims):
             if d is not None:
                 strides[d] = form.strides[k]
-        terms = tuple(
-            Remap(self.shape, t.elem, source=t, source_dims=self.source_dims) for t in form.terms
-        )
+        terms = tuple(Remap(self.shape, t.elem, source=t, source_dims=self.source_dims) for t in form.terms)
         self._forms[fast] = replace(form, strides=tuple(strides), terms=terms)
         return self._forms[fast]
 
