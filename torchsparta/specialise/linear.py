@@ -1,6 +1,6 @@
 """Y = activation(X W^T + bias) + residual for a weight that is a sum of sparse formats.
 
-`SpecialisedLinear` owns the packed parts and turns a call into two launches: the input panel (tokens
+`SpecialisedLinear` owns the packed parts and plans a call as two launches: the input panel (tokens
 contiguous, quantised on the way for int8 arithmetic) and the row-group kernel.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,13 @@ from ..formats import NM, Dense, RowGroups, SparseFormat
 from ..formats.base import Tile, round_up
 from ..formats.quantized import Quantized
 from .pieces import ConvSpec, Epilogue, image_panel_program, panel_program, quantized_panel_program
+from .plan import Open, Plan, Space, Step
 from .program import Launch
 from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
 
 PANEL_COLUMNS = 64
+MOST_PLANS = 64
+"""Input shapes for which a layer keeps its launches prepared."""
 
 
 def tokens_per_panel(m: int, group: int) -> int:
@@ -105,6 +109,7 @@ class SpecialisedLinear:
     batches: int = 1
     rows_per_batch: int = 0
     order: Tensor = field(init=False)
+    _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -208,41 +213,55 @@ class SpecialisedLinear:
         layout: str,
         conv: ConvSpec | None = None,
     ) -> None:
-        """Two launches. x [images, M, K] of any strides, or [images, C, H, W] with a `conv` that is not pointwise."""
+        """x [images, M, K] of any strides, or [images, C, H, W] with a `conv` that is not pointwise, into y."""
+        if self.integer and x.dim() == 4:
+            assert conv is not None
+            x = _patches(x, conv)
+        opened = {"x": x, "y": y}
+        if bias is not None:
+            opened["bias"] = bias
+        if residual is not None:
+            opened["residual"] = residual
+        key = (x.shape, x.stride(), x.dtype, x.device, layout, conv, *opened)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.pop(next(iter(self._plans)), None)
+            plan = self._plans[key] = self._plan(x, m, frozenset(opened), layout, conv)
+        plan(**opened)
+
+    def _plan(self, x: Tensor, m: int, given: frozenset[str], layout: str, conv: ConvSpec | None) -> Plan:
+        """The two launches for inputs like x: the panel and the row-group kernel."""
         n = self.rows_per_batch if layout == "batch" else self.shape[0]
         k = self.shape[1]
-        epilogue = Epilogue(bias is not None, self.activation, residual is not None)
+        epilogue = Epilogue("bias" in given, self.activation, "residual" in given)
         tokens = tokens_per_panel(m, max(part_spec(p).group for p in self.parts))
         spec = self.spec(tokens, x.dtype, epilogue, layout)
         per_image = -(-m // tokens)
         panels = per_image * x.shape[0]
         compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
-        xp = torch.empty(panels * spec.panel_rows * tokens, dtype=compute, device=x.device)
-        token_scale = x
+        xp = Space("xp", panels * spec.panel_rows * tokens, compute)
+        scale: Space | Open = Space("token_scale", panels * tokens, torch.float32) if self.integer else Open("x")
         grid = (panels, spec.panel_rows // PANEL_COLUMNS)
+        sizes = (m, k, spec.panel_rows, per_image)
         if x.dim() == 4:
             assert conv is not None
-            ow = conv.out_size(x.shape[2], x.shape[3])[1]
-            if self.integer:
-                x = _patches(x, conv)
-            else:
-                sizes = (m, k, spec.panel_rows, per_image, x.shape[2], x.shape[3], ow)
-                _image_panel_launch(spec.compute, tokens, conv)(grid, x, xp, *sizes, *x.stride())
-        if x.dim() == 3:
-            sizes = (m, k, spec.panel_rows, per_image)
-            if self.integer:
-                token_scale = torch.empty(panels * tokens, dtype=torch.float32, device=x.device)
-                _quantized_panel_launch(tokens)((panels,), x, xp, token_scale, *sizes, *x.stride())
-            else:
-                _panel_launch(spec.compute, tokens)(grid, x, xp, *sizes, *x.stride())
+            image = (*sizes, x.shape[2], x.shape[3], conv.out_size(x.shape[2], x.shape[3])[1])
+            launch = _image_panel_launch(spec.compute, tokens, conv)
+            first = Step(launch, grid, (Open("x"), xp, *image, *x.stride()))
+        elif self.integer:
+            launch = _quantized_panel_launch(tokens)
+            first = Step(launch, (panels,), (Open("x"), xp, scale, *sizes, *x.stride()))
+        else:
+            first = Step(_panel_launch(spec.compute, tokens), grid, (Open("x"), xp, *sizes, *x.stride()))
         programs = panels * spec.row_blocks
-        partial = torch.int32 if self.integer else compute
-        scratch = torch.empty(programs * spec.rows * tokens, dtype=partial, device=x.device)
+        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if self.integer else compute)
         tensors = [t for p in self.parts for t in part_tensors(p)]
-        _rows_launch(spec)(
-            (programs,), xp, y, scratch, self.order, x if bias is None else bias,
-            x if residual is None else residual, token_scale, *tensors, m, n, n, per_image,
+        arguments = (
+            xp, Open("y"), scratch, self.order, Open("bias" if epilogue.bias else "x"),
+            Open("residual" if epilogue.residual else "x"), scale, *tensors, m, n, n, per_image,
         )  # fmt: skip
+        return Plan((first, Step(_rows_launch(spec), (programs,), arguments)))
 
     def dense_weight(self) -> Tensor:
         """The weight [N, K] that the parts add up to."""

@@ -85,5 +85,6 @@ class Launch:
     constants: dict[str, Any] = field(default_factory=dict)
     num_warps: int = 4
 
-    def __call__(self, grid: tuple[int, ...], *args: Any) -> None:
-        self.program.fn[grid](*args, **self.constants, num_warps=self.num_warps)
+    def __call__(self, grid: tuple[int, ...], *args: Any) -> Any:
+        """Launch; returns Triton's compiled kernel (None from the interpreter)."""
+        return self.program.fn[grid](*args, **self.constants, num_warps=self.num_warps)
