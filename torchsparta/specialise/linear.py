@@ -28,7 +28,7 @@ MOST_PLANS = 64
 
 def tokens_per_panel(m: int, group: int) -> int:
     """Tokens that one program holds: `group` accumulators of this many lanes fill about half the registers."""
-    widest = {1: 128, 2: 64, 4: 64, 8: 32}.get(group, 32)
+    widest = {1: 64, 2: 64, 4: 64, 8: 32}.get(group, 32)
     tokens = 16
     while tokens < min(m, widest):
         tokens *= 2

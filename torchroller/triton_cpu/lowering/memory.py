@@ -14,7 +14,7 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
-from torchroller.triton_cpu.lowering.transpose import turn_back, turn_tiles
+from torchroller.triton_cpu.lowering.transpose import across, over_blocks
 from torchroller.triton_cpu.lowering.values import Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op
 
@@ -82,9 +82,11 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
                     test = ev.at(mask, place)
                 ev.write(value.elem, kind, where, text, test, place.width)
 
-        turned = turn_tiles(ev, roots, vdim)
-        over_tile(ev, shape, vdim, body)
-        turn_back(turned)
+        crossing = across(ev, roots, vdim)
+        if crossing and vdim is not None:
+            over_blocks(ev, shape, vdim, crossing, body)
+        else:
+            over_tile(ev, shape, vdim, body)
 
     versions(ev, roots, write, masks=[m for _, _, m in parts if m is not None])
 

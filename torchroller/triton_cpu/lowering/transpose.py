@@ -1,12 +1,14 @@
-"""Square transposes in registers, and tiles that are turned before a nest walks across them."""
+"""Square transposes in registers, and nests that turn what lies across them block by block."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
 from torchroller.triton_cpu.lowering.evaluate import Evaluator
-from torchroller.triton_cpu.lowering.nests import Roots, new_buffer, stride_along
-from torchroller.triton_cpu.lowering.values import Buffer, Load, Place, Tensor
+from torchroller.triton_cpu.lowering.nests import Roots, stride_along
+from torchroller.triton_cpu.lowering.values import Load, Place, Tensor
 
 
 def transpose_block(code: Code, rows: list[str], lanes: int, type: str) -> list[str]:
@@ -29,30 +31,54 @@ def transpose_block(code: Code, rows: list[str], lanes: int, type: str) -> list[
     return rows
 
 
-def turn_tiles(ev: Evaluator, roots: Roots, vdim: int | None) -> list[tuple[Tensor, Buffer | None]]:
-    """Give loads and buffers that are contiguous across the nest's vector dimension a copy that lies along it.
+def across(ev: Evaluator, roots: Roots, vdim: int | None) -> list[tuple[Tensor, int]]:
+    """Loads and buffers of a two-dimensional nest that are contiguous across its vector dimension.
 
-    A gather fetches one element at a time; blocks of lanes x lanes are read as vectors and turned by shuffles
-    instead. Returns what `turn_back` needs after the nest has been written.
+    Each with the one of its own dimensions that runs along the nest's vectors. Reading them there would gather.
     """
-    turned: list[tuple[Tensor, Buffer | None]] = []
-    for t, dims in list(ev.walk(roots)):
+    found: list[tuple[Tensor, int]] = []
+    for t, dims in ev.walk(roots):
         if vdim not in dims or len(t.shape) != 2 or t.elem not in ("f32", "i32") or t in ev.write_through:
             continue
         along = dims.index(vdim)
-        if any(n % ev.lanes for n in t.shape) or not _lies_across(ev, t, along):
-            continue
-        buffer = new_buffer(ev.code, t.elem, t.shape, order=(1 - along, along))
-        _fill_turned(ev, t, along, buffer)
-        turned.append((t, t.buffer))
-        t.buffer = buffer
-    return turned
+        if not any(n % ev.lanes for n in t.shape) and None not in dims and _lies_across(ev, t, along):
+            found.append((t, along))
+    return found
 
 
-def turn_back(turned: list[tuple[Tensor, Buffer | None]]) -> None:
-    """The tensors read from where they did before `turn_tiles`."""
-    for t, buffer in turned:
-        t.buffer = buffer
+def over_blocks(
+    ev: Evaluator,
+    shape: Sequence[int],
+    vdim: int,
+    tensors: list[tuple[Tensor, int]],
+    body: Callable[[Place], None],
+) -> None:
+    """Visit a two-dimensional tile in blocks of lanes x lanes in which `tensors` are turned by shuffles.
+
+    They are read as vectors along their own contiguous dimension; the nest finds their turned values remembered.
+    """
+    code, lanes, other = ev.code, ev.lanes, 1 - vdim
+
+    def place(along: int, position: Operand, contiguous: Operand, vector: int) -> Place:
+        coords = (position, contiguous) if along == 0 else (contiguous, position)
+        return Place(coords, vector, lanes)
+
+    def block(position: Operand) -> None:
+        def inner(start: Operand) -> None:
+            lines = [code.add(start, i) for i in range(lanes)]
+            for t, along in tensors:
+                rows = [
+                    ev.at(t, place(along, code.add(position, j), start, 1 - along)) for j in range(lanes)
+                ]
+                turned = transpose_block(code, rows, lanes, lt.scalar(t.elem))
+                for line, vector in zip(lines, turned):
+                    code.scopes[code.level].memo[(t, place(along, position, line, along))] = vector
+            for line in lines:
+                body(place(vdim, position, line, vdim))
+
+        code.loop(shape[other], inner, step=lanes)
+
+    code.loop(shape[vdim], block, step=lanes)
 
 
 def _lies_across(ev: Evaluator, t: Tensor, along: int) -> bool:
@@ -63,21 +89,3 @@ def _lies_across(ev: Evaluator, t: Tensor, along: int) -> bool:
     else:
         return False
     return strides[1 - along] == 1 and strides[along] not in (0, 1)
-
-
-def _fill_turned(ev: Evaluator, t: Tensor, along: int, buffer: Buffer) -> None:
-    code, lanes, across = ev.code, ev.lanes, 1 - along
-
-    def place(position: Operand, contiguous: Operand, vdim: int) -> Place:
-        coords = (position, contiguous) if along == 0 else (contiguous, position)
-        return Place(coords, vdim, lanes)
-
-    def block(position: Operand) -> None:
-        def inner(contiguous: Operand) -> None:
-            rows = [ev.at(t, place(code.add(position, j), contiguous, across)) for j in range(lanes)]
-            for i, vector in enumerate(transpose_block(code, rows, lanes, lt.scalar(t.elem))):
-                ev.store_buffer(buffer, place(position, code.add(contiguous, i), along), vector)
-
-        code.loop(t.shape[across], inner, step=lanes)
-
-    code.loop(t.shape[along], block, step=lanes)
