@@ -15,7 +15,7 @@ from . import masks as _masks
 from .capture import capture
 from .errors import SpartaError, VerificationError
 from .masked import ModelTeSA, masked_model, validate, with_default_bits
-from .propagate import analyse
+from .propagation import analyse
 from .structure import structure_first
 from .transform import SparseSite, choose
 
@@ -101,7 +101,7 @@ def sparsify_(
     model._parameters.clear()
     model._buffers.clear()
     model.add_module("sparse", fast)
-    model.forward = fast.forward if False else _Forward(fast)  # type: ignore[method-assign]
+    model.forward = _Forward(fast)  # type: ignore[method-assign]
     model.train(False)
     return model
 
@@ -135,6 +135,12 @@ def attach(model: nn.Module, tesa: Mapping[str, Any]) -> nn.Module:
     given = with_default_bits(validate(model, as_tesa(tesa)), model)
     masked_model(model, given, inplace=True)
     model.sparta_tesa = given  # type: ignore[assignment]
+    stored = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    for name, t in given.items():
+        if name in stored:
+            stored[name].sparta_tesa = t  # type: ignore[attr-defined]
     return model
 
 

@@ -76,15 +76,17 @@ def capture(
     finally:
         for m, training in modes.items():
             m.training = training
-    _strip_checks(module)
+    _loosen(module)
     return Captured(module, example_inputs, dict(example_kwargs or {}))
 
 
-def _strip_checks(module: fx.GraphModule) -> None:
-    """Drop assertions about metadata: shapes are about to change."""
+def _loosen(module: fx.GraphModule) -> None:
+    """Drop assertions about metadata, and let views copy: shapes and strides are about to change."""
     for node in list(module.graph.nodes):
         if node.op == "call_function" and packet_name(node.target) in _CHECKS:
             module.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
         elif node.op == "call_module" and node.target == "_guards_fn":
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

@@ -8,6 +8,7 @@ on the input's device the dense weight is used, and `reason` says so.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .formats import FORMATS, Quantized, SparseFormat, Tile
 from .specialise import SpecialisedLinear, can_execute
 from .specialise.pieces import ConvSpec, apply_activation
+from .transform import SparseSite
 
 Packer = Any  # callable (dense, mask) -> tuple of SparseFormat: how a trainable layer packs its weight again
 
@@ -112,6 +114,8 @@ class _SparseLayer(nn.Module):
         self._kernel_key: tuple[Any, ...] = ()
         self._dense_weight: Tensor | None = None
         self.packer: Packer | None = None
+        self.rest: SparseSite | None = None
+        self.weight_shape: tuple[int, ...] = ()
         self.register_parameter("weight", None)
         self.register_buffer("mask", None)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone(), False))
@@ -179,6 +183,13 @@ class _SparseLayer(nn.Module):
         self.mask = dense != 0 if mask is None else mask.bool().clone()
         if self.bias is not None:
             self.bias.requires_grad_(True)
+
+    def sparta_site(self) -> SparseSite:
+        """The site that this layer stands for, with the present weights; RuntimeError if it was made without one."""
+        if self.rest is None:
+            raise RuntimeError("this layer was packed by hand, not chosen for a site; save its state_dict instead")
+        weight = self.current_weight().detach().reshape(self.weight_shape)
+        return replace(self.rest, weight=weight, bias=None if self.bias is None else self.bias.detach())
 
     def _unpacked(self) -> Tensor:
         total = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from .cost import Rates, rates_for
 from .cover import Cover, cover
 from .modules import SparseConv2d, SparseLinear
 from .specialise.pieces import ACTIVATIONS, ConvSpec
-from .specialise.program import can_execute
+from .specialise.program import can_execute, interpreting
 from .transform import DenseSite, SparseSite
+
+INTERPRETED_MACS = 1_000_000
+"""Under TRITON_INTERPRET=1 larger sites stay dense: the interpreter is for testing kernels."""
 
 
 def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
@@ -36,6 +39,8 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
         layer: SparseLinear | SparseConv2d = SparseLinear(found.parts, site.bias, activation, why=found.why)
     else:
         layer = SparseConv2d(found.parts, weight.shape[1], _conv(site), site.bias, activation, why=found.why)
+    layer.rest = replace(site, weight=site.weight.new_empty(0), bias=None)
+    layer.weight_shape = tuple(site.weight.shape)
     if site.trainable:
         layer.make_trainable(found.packer, mask)
     return _with(layer, layer.format_name(), found)
@@ -65,6 +70,8 @@ def _refusal(site: SparseSite) -> str | None:
     if not site.weight.is_floating_point() or 0 in site.weight.shape:
         return f"no specialised kernel for a weight of {tuple(site.weight.shape)}, {site.weight.dtype}"
     why = can_execute(site.weight.device)
+    if why is None and interpreting() and site.macs > INTERPRETED_MACS:
+        why = f"{site.macs / 1e6:.0f} million multiply-adds would take minutes in Triton's interpreter"
     return None if why is None else f"stays dense: {why}"
 
 
@@ -104,14 +111,6 @@ def _row_scale(site: SparseSite, flat: Tensor) -> Tensor | None:
     ):
         return None
     return scale
-
-
-@dataclass(frozen=True, eq=False)
-class PatternSpec:
-    """A pattern named in text: 'unstructured 90%', 'block 16x16 75%', '2:4', 'dense'."""
-
-    mask: Tensor
-    name: str
 
 
 def pattern_mask(text: str, shape: tuple[int, int], seed: int = 0) -> Tensor:

@@ -6,13 +6,14 @@ None wins; `specialised` (specialised.py), the cover by formats at the least pre
 an answer the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
 
 The module is called as `module(x)` or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
-`sparta_format` (str) and `sparta_reason` (str), which the report shows.
+`sparta_format` (str) and `sparta_reason` (str), which the report shows, and must have `sparta_site() -> SparseSite`,
+the site with its present tensors, from which `torchsparta.load` chooses again on the machine that loads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,12 +124,10 @@ class DenseSite(nn.Module):
         super().__init__()
         self.op, self.epilogue, self.attributes = site.op, site.epilogue, dict(site.attributes)
         self.sparta_reason = reason
+        self.rest = replace(site, weight=site.weight.new_empty(0), bias=None)  # all but the tensors
         self.weight = nn.Parameter(site.weight.detach().clone(), requires_grad=site.trainable)
-        self.bias = (
-            None
-            if site.bias is None
-            else nn.Parameter(site.bias.detach().clone(), requires_grad=site.trainable)
-        )
+        bias = None if site.bias is None else site.bias.detach().clone()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=site.trainable)
         masked = site.trainable and site.tesa.density() < 1.0
         alive = (
             (site.tesa.code > 0).to(site.weight.dtype).expand(site.weight.shape).contiguous()
@@ -141,6 +140,11 @@ class DenseSite(nn.Module):
             self.register_buffer("fixed", fixed.to(site.weight.dtype).contiguous())
         else:
             self.fixed = None
+
+    def sparta_site(self) -> SparseSite:
+        """The site with the present weights, for `torchsparta.save` and for choosing again."""
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self.rest, weight=self.effective_weight().detach(), bias=bias)
 
     def effective_weight(self) -> Tensor:
         if self.alive is None:

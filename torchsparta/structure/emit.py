@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 from ..capture import packet_name, symbolic_dims
 from ..masked import ModelTeSA
-from ..propagate.analysis import Analysis
-from ..propagate.contraction import Contraction, Convolution, Linear
-from ..propagate.facts import Call, Facts, is_tensor
+from ..propagation.analysis import Analysis
+from ..propagation.contraction import Contraction, Convolution, Linear
+from ..propagation.facts import Call, Facts, is_tensor
 from ..tesa import TeSA, compact
 from ..transform import Epilogue, SparseSite, choose
 from .keep import Axis, CallAxes, Keeps, keep_slices

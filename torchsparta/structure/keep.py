@@ -17,10 +17,10 @@ import torch
 from torch import fx
 
 from ..capture import symbolic_dims
-from ..propagate.analysis import Analysis
-from ..propagate.facts import Call, Facts, is_tensor
-from ..propagate.movement import reshape_groups
-from ..propagate.rule import Rule
+from ..propagation.analysis import Analysis
+from ..propagation.facts import Call, Facts, is_tensor
+from ..propagation.movement import reshape_groups
+from ..propagation.rule import Rule
 
 Axis = np.ndarray  # bool, one per index
 

@@ -2,7 +2,7 @@
 
 `forward` and `backward` are the algebra (facts.py says what of); `keep` ties the axes of inputs and output that
 must lose the same slices; `emit` rebuilds the call on the smaller tensors. Subclass `Rule`, register an instance in
-`table.py` (or `torchsparta.propagate.register`) and the operator is known to the whole package.
+`table.py` (or `torchsparta.propagation.register`) and the operator is known to the whole package.
 
 Contract of `backward`: replacing any of the inputs' elements that it calls not needed by zero leaves every needed
 element of the output as it was, whatever else is replaced. It may rely on the facts of the other inputs.
