@@ -187,7 +187,9 @@ class _SparseLayer(nn.Module):
     def sparta_site(self) -> SparseSite:
         """The site that this layer stands for, with the present weights; RuntimeError if it was made without one."""
         if self.rest is None:
-            raise RuntimeError("this layer was packed by hand, not chosen for a site; save its state_dict instead")
+            raise RuntimeError(
+                "this layer was packed by hand, not chosen for a site; save its state_dict instead"
+            )
         weight = self.current_weight().detach().reshape(self.weight_shape)
         return replace(self.rest, weight=weight, bias=None if self.bias is None else self.bias.detach())
 
