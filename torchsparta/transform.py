@@ -3,7 +3,8 @@
 Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own, and for each
 attention whose mask is known. `choose` asks
 the registered choosers, highest priority first, for a module that computes the site; the first that does not answer
-None wins; without one the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
+None wins; `specialised` (specialised.py), the cover by formats at the least predicted time, is asked last; without
+an answer the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
 
 The module is called as `module(x)` (attention: `module(q, k, v)`) or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
 `sparta_format` (str) and `sparta_reason` (str), which the report shows, and must have `sparta_site() -> SparseSite`,
@@ -108,12 +109,14 @@ def unregister_chooser(chooser: Chooser) -> None:
 
 
 def choose(site: SparseSite) -> nn.Module:
-    """The module for a site: the first chooser's that has one, else the dense masked weight."""
+    """The module for a site: the first chooser's that has one, the cover by formats, else the dense masked weight."""
+    from .specialised import specialised
+
     for _, chooser in _choosers:
         module = chooser(site)
         if module is not None:
             return module
-    return DenseAttention(site) if site.op == "attention" else DenseSite(site)
+    return DenseAttention(site) if site.op == "attention" else specialised(site)
 
 
 class DenseSite(nn.Module):
@@ -130,7 +133,11 @@ class DenseSite(nn.Module):
         bias = None if site.bias is None else site.bias.detach().clone()
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=site.trainable)
         masked = site.trainable and site.tesa.density() < 1.0
-        alive = (site.tesa.code > 0).to(site.weight.dtype).expand(site.weight.shape).contiguous() if masked else None
+        alive = (
+            (site.tesa.code > 0).to(site.weight.dtype).expand(site.weight.shape).contiguous()
+            if masked
+            else None
+        )
         self.register_buffer("alive", alive)
         if masked and site.tesa.value is not None:
             fixed = torch.where(site.tesa.code < 0, site.tesa.value, 0.0).expand(site.weight.shape)

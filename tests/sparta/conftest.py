@@ -1,14 +1,23 @@
-"""Shared by the tests of torchsparta: threads, seeds, and comparison with the masked model."""
+"""Shared by the tests of torchsparta: threads, seeds, and comparison with the masked model.
+
+Kernels run natively where a Triton backend for the CPU is installed, else in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
+from importlib.metadata import entry_points
 
 import pytest
 import torch
 
 import torchsparta
 from torchsparta.api import difference
+
+
+if not any(e.name == "cpu" for e in entry_points(group="triton.backends")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
