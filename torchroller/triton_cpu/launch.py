@@ -80,7 +80,7 @@ class CPULauncher:
             tuple(src.signature), leaves, abi.scratch_stride(metadata.scratch_bytes)
         )
 
-        self._name = metadata.name if metadata.asserts else ""
+        self._name = metadata.name if getattr(metadata, "asserts", False) else ""
 
     def __call__(self, *launch: Any) -> None:
         self._call(*launch)
