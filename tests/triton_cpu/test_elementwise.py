@@ -368,6 +368,30 @@ def test_rounding_to_half_types(tmp_path: Path, target: torch.dtype) -> None:
         assert_equal(flushed(out[1]), flushed(want), f"{a.dtype} toward zero {target}")
 
 
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v2", "haswell", "x86-64-v4"])
+def test_half_types_on_other_cpus(tmp_path: Path, cpu: str) -> None:
+    """Conversions that a CPU has no instruction for call nothing that the process lacks."""
+    text = """
+        @triton.jit
+        def kernel(p, half, brain, n, N: tl.constexpr):
+            i = tl.arange(0, N)
+            x = tl.load(p + i, mask=i < n, other=0)
+            y = tl.load(p)
+            tl.store(half + i, x.to(tl.float16), mask=i < n)
+            tl.store(brain + i, x.to(tl.bfloat16), mask=i < n)
+            tl.store(half + N, (tl.load(half) * 2).to(tl.float16))
+            tl.store(brain + N, y.to(tl.bfloat16))
+    """
+    kernel = module_of(tmp_path, text).kernel
+    for dtype in (torch.float32, torch.float64):
+        x = ramp(32, dtype=dtype)
+        half, brain = torch.empty(33, dtype=torch.float16), torch.empty(33, dtype=torch.bfloat16)
+        kernel[(1,)](x, half, brain, 32, N=32, arch=cpu)
+        assert_equal(half[:32], x.to(torch.float16))
+        assert_equal(brain[:32], x.to(torch.bfloat16))
+        assert half[32] == 2 * half[0] and brain[32] == brain[0]
+
+
 @triton.jit
 def bools(p, q, o, N: tl.constexpr):
     i = tl.arange(0, N)

@@ -176,7 +176,8 @@ def result_types(name: str, text: str, signature: str, count: int) -> list[Type]
             depth += ch in "<(" and signature[i - 1 : i + 1] != "->"
             depth -= ch in ">)" and signature[i - 1 : i + 1] != "->"
             if signature[i : i + 2] == "->" and depth == 0:
-                return _type_list(signature[i + 2 :])
+                types = _type_list(signature[i + 2 :])
+                return types * count if len(types) == 1 else types  # tt.split prints the type of both once
     types = [parse_type(t) for t in _split(signature.split(" to ")[-1])] if signature else []
     if name == "arith.constant" and not types:
         return [Type("i1")]

@@ -118,8 +118,30 @@ def convert(ev: Evaluator, value: str, source: str, target: str, lanes: int | No
     if {source, target} & {"f16", "bf16"} and "f32" not in (source, target):
         value = _to_odd(ev, value, lanes) if source == "f64" else convert(ev, value, source, "f32", lanes)
         return convert(ev, value, "f32", target, lanes)
+    if target == "bf16" and "avx512bf16" not in ev.features:
+        return _to_bfloat16(ev, value, lanes)
     op = "fpext" if lt.size_bytes(target) > lt.size_bytes(source) else "fptrunc"
     return ev.code.let(f"{op} {lt.typed(source, lanes)} {value} to {lt.typed(target, lanes)}")
+
+
+def _to_bfloat16(ev: Evaluator, value: str, lanes: int | None) -> str:
+    """f32 → bf16 to nearest even; LLVM would call a library function for scalars."""
+    code, ints, shorts = ev.code, lt.typed("i32", lanes), lt.typed("i16", lanes)
+
+    def number(n: int) -> str:
+        return lt.constant(str(n), "i32", lanes)
+
+    bits = code.let(f"bitcast {lt.typed('f32', lanes)} {value} to {ints}")
+    high = code.let(f"lshr {ints} {bits}, {number(16)}")
+    odd = code.let(f"and {ints} {high}, {number(1)}")
+    half = code.let(f"add {ints} {bits}, {number(0x7FFF)}")
+    total = code.let(f"add {ints} {half}, {odd}")
+    rounded = code.let(f"lshr {ints} {total}, {number(16)}")
+    quiet = code.let(f"or {ints} {high}, {number(0x40)}")
+    is_nan = code.let(f"fcmp uno {lt.typed('f32', lanes)} {value}, {value}")
+    result = code.let(f"select {lt.typed('i1', lanes)} {is_nan}, {ints} {quiet}, {ints} {rounded}")
+    narrow = code.let(f"trunc {ints} {result} to {shorts}")
+    return code.let(f"bitcast {shorts} {narrow} to {lt.typed('bf16', lanes)}")
 
 
 def _to_odd(ev: Evaluator, value: str, lanes: int | None) -> str:
