@@ -26,6 +26,7 @@ _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in r
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
 _REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
 _UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+_NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
 
@@ -230,7 +231,8 @@ def cache_bytes(t: Tiled) -> list[float]:
         moved.append(float((a + b + spill) * t.steps + outside))
     # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
     # accumulators go in and out, and B is read and written once more to be packed.
-    pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
+    in_place = t.m <= _UNPACKED_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
+    pack = 0 if in_place else 3 * t.b
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
 
