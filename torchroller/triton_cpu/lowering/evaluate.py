@@ -26,9 +26,10 @@ class Evaluator:
     """Writes the code for tensors at places into a `Code`."""
 
     def __init__(
-        self, code: Code, vector_bits: int, cpu_features: frozenset[str], fusion: bool = True
+        self, code: Code, vector_bits: int, cpu_features: frozenset[str], arch: str = "", fusion: bool = True
     ) -> None:
         self.code = code
+        self.arch = arch
         self.vector_bits = vector_bits
         self.features = cpu_features
         self.fusion = fusion  # whether a * b + c may become one fma
