@@ -22,8 +22,8 @@ class UnsupportedOperation(TritonCPUError):
             f"The Triton CPU backend cannot lower `{op}`\n"
             f"  at {where}\n"
             f"  {detail}\n"
-            "Rewrite that line with operations that are lowered (docs/triton-cpu.md lists them), or run the "
-            "kernel with TRITON_INTERPRET=1 to get its numbers without compiling it."
+            "Write that line with other operations, or run the kernel with TRITON_INTERPRET=1 to get its "
+            "numbers without compiling it."
         )
 
     def __reduce__(self):  # Triton deep-copies errors that it stores

@@ -80,7 +80,7 @@ class CPULauncher:
             tuple(src.signature), leaves, abi.scratch_stride(metadata.scratch_bytes)
         )
 
-        self._name = metadata.name if metadata.asserts else ""
+        self._name = metadata.name if getattr(metadata, "asserts", False) else ""
 
     def __call__(self, *launch: Any) -> None:
         self._call(*launch)
@@ -122,7 +122,7 @@ def _specialised_call(
     packed = []
     for triton_type, value in leaves:
         if triton_type.startswith("*"):
-            argument = re.match(r"a(\d+)", value)[1]
+            argument = re.findall(r"\d+", value)[0]  # the first number in a3[0].base is that of the parameter
             fast = f"{value}.data_ptr() if {value}.__class__ is Tensor and {value}.is_cpu"
             packed.append(f"({fast} else pointer({value}, names[{argument}]))")
         elif triton_type == "bf16":

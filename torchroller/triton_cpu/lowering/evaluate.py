@@ -26,7 +26,12 @@ class Evaluator:
     """Writes the code for tensors at places into a `Code`."""
 
     def __init__(
-        self, code: Code, vector_bits: int, cpu_features: frozenset[str], arch: str = "", fusion: bool = True
+        self,
+        code: Code,
+        vector_bits: int,
+        cpu_features: frozenset[str],
+        fusion: bool = True,
+        arch: str = "",
     ) -> None:
         self.code = code
         self.arch = arch

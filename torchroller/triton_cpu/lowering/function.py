@@ -65,8 +65,9 @@ class Lowering:
 
     def __init__(self, options: LowerOptions) -> None:
         self.code = Code()
-        features = frozenset(options.feature_names)
-        self.ev = Evaluator(self.code, options.vector_bits, features, options.arch, options.enable_fp_fusion)
+        self.ev = Evaluator(
+            self.code, options.vector_bits, frozenset(options.feature_names), options.enable_fp_fusion, options.arch
+        )
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}
         self.tensors: dict[Value, Tensor] = {}

@@ -10,8 +10,15 @@ from torchroller.triton_cpu.lowering.code import Code
 from torchroller.triton_cpu.lowering.elementwise import convert, emitter
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
 from torchroller.triton_cpu.lowering.nests import (
-    Roots, identity, new_buffer, over_tile, stored, vector_dim, versions,
-)  # fmt: skip
+    Roots,
+    identity,
+    new_buffer,
+    over_tile,
+    stored,
+    vector_dim,
+    versions,
+)
+from torchroller.triton_cpu.lowering.transpose import across, over_blocks
 from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
@@ -108,7 +115,11 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
                     test = ev.at(mask, place)
                 ev.write(value.elem, kind, where, text, test, place.width)
 
-        over_tile(ev, shape, vdim, body)
+        crossing = across(ev, roots, vdim)
+        if crossing and vdim is not None:
+            over_blocks(ev, shape, vdim, crossing, body)
+        else:
+            over_tile(ev, shape, vdim, body)
 
     versions(ev, roots, write, masks=[m for _, _, m in parts if m is not None])
 
