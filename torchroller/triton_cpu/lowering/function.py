@@ -52,8 +52,9 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """What the lowering may use: vector width, the CPU's feature names, contraction of a*b+c."""
+    """What the lowering may use: the CPU's name, vector width and feature names, contraction of a*b+c."""
 
+    arch: str = ""
     vector_bits: int = 512
     feature_names: tuple[str, ...] = ()
     enable_fp_fusion: bool = True
@@ -64,7 +65,7 @@ class Lowering:
 
     def __init__(self, options: LowerOptions) -> None:
         self.code = Code()
-        self.ev = Evaluator(self.code, options.vector_bits, frozenset(options.feature_names))
+        self.ev = Evaluator(self.code, options.vector_bits, frozenset(options.feature_names), options.arch)
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}
         self.tensors: dict[Value, Tensor] = {}
