@@ -207,7 +207,7 @@ def _backend():
 def test_max_autotune_measures_the_ranked_programs():
     torch._dynamo.reset()
     x, w = torch.randn(64, 96), torch.randn(96, 80)
-    fn = torch.compile(lambda x, w: (x @ w).relu(), backend=_backend(), mode="max-autotune", options={"topk": 3})
+    fn = torch.compile(lambda x, w: (x @ w).relu(), backend=_backend(), options={"measure": True, "topk": 3})
     torch.testing.assert_close(fn(x, w), (x @ w).relu(), atol=1e-4, rtol=1e-4)
     (launch,) = last_plan().launches
     assert launch.measured_s is not None and len(launch.measured_s) == len(launch.construction.ranked) > 1
