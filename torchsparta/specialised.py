@@ -32,7 +32,7 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     tokens, images = _tokens(site)
     scale = _row_scale(site, flat)
     bits = site.tesa.quant.bits if scale is not None and site.tesa.quant is not None else 32
-    found = cover(flat, mask, tokens, images, rates, bits, scale)
+    found = cover(flat, mask, tokens, images, rates, bits, scale, dots=site.op == "linear")
     if found.parts is None:
         return _with(DenseSite(site, found.why), "dense", found)
     if site.op == "linear":

@@ -18,7 +18,7 @@ from torchsparta.tesa import Quant, TeSA
 from torchsparta.transform import DenseSite, Epilogue, SparseSite
 
 FAST = Rates(
-    "test", 1, 1e-5, 1e-10, 1e-10, 1e-9, {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "nm": 2e-11},
+    "test", 1, 1e-5, 1e-10, 1e-10, 1e-11, 1e-10, 1e-9, {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "dot16": 1.6e-11, "dot32": 1.25e-11, "dotdense": 1.22e-11, "nm": 2e-11},
     3e-6, 1.2e-11, "made up for tests",
 )  # fmt: skip
 
