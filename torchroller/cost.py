@@ -20,6 +20,7 @@ from torchroller.space import Space
 from torchroller.tile import padded
 from torchroller.traffic import Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes
 
+_LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
 
 
@@ -68,7 +69,7 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     level_bytes: list[tuple[str, float]] = []
     inner = iter(private)
     for level in device.levels:
-        if level.shared_by == 1:
+        if level.private:
             moved = next(inner)
             seconds = t.rounds * moved / level.bandwidth_bytes_per_s
             moved *= t.grid
@@ -82,8 +83,11 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     bound_by, slowest = max((*level_s, ("compute", compute_s)), key=lambda item: item[1])
     rest = compute_s + sum(s for _, s in level_s) - slowest
     body = slowest + device.exposed * rest
-    iterations = t.steps * max(1, space.passes) if t.steps > 1 else 1
-    overhead = device.launch_s + t.rounds / resident * (device.program_s + iterations * device.step_s)
+    iterations = t.steps * max(1, space.passes) if t.steps > 1 else 0
+    iteration_s = device.step_s
+    if not device.is_cpu and launch.num_stages == 1:
+        iteration_s += device.levels[0].latency_s  # nothing fetches the next step while this one computes
+    overhead = device.launch_s + t.rounds / resident * (device.program_s + iterations * iteration_s)
     if t.grid > 1:
         overhead += device.fork_s
     if device.units > 1:
@@ -157,8 +161,13 @@ def _gpu_efficiency(t: Tiled, device: DeviceSpec, space: Space, launch: Launch, 
     share = min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
     if matrix:
         return share * min(1.0, t.m / peak.instruction[0]) ** 0.5
+    # A thread with side x side accumulators loads 2 * side values for side * side multiply-adds, and shared
+    # memory delivers fewer lanes a clock than the FMA pipes consume.
     side = math.sqrt(max(1.0, t.block / (launch.num_warps * device.warp_size)))
-    return share * side / (side + 1.0)
+    lanes_per_load = (
+        peak.vector_flops / device.units / 2 / (device.private_levels[0].bandwidth_bytes_per_s / 4)
+    )
+    return share * side / (side + _LOAD_COST * lanes_per_load)
 
 
 def padding_waste(length: int, step: int) -> float:

@@ -1,8 +1,9 @@
 """Reading the CPU under us into a `DeviceSpec`: caches and cores from sysfs, vectors from LLVM.
 
-Nothing is timed unless `measure` is called (`python -m torchroller devices --measure`): a spec is the same in
-every process of a machine, so the same graph gives the same kernels. What the operating system does not say
-(bandwidths, the clock under load) is derived from stated rules of thumb, or from the saved measurement.
+Nothing is timed here (`calibrate.measure` does, for `python -m torchroller devices --measure`): a spec is
+the same in every process of a machine, so the same graph gives the same kernels. What the operating system
+does not say (bandwidths, the clock under load) is derived from stated rules of thumb, or taken from the
+saved measurement.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torchroller.device import GB_S, GiB, KiB, DeviceSpec, MemLevel, MiB, Peak
+from torchroller.device import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
@@ -23,7 +23,7 @@ _DEFAULT_HZ = 3.0e9
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `measure` found, per core and for the whole machine."""
+    """What `calibrate.measure` found, per core and for the whole machine."""
 
     fma_flops_per_core: float
     dram_bytes_per_s: float
@@ -54,21 +54,44 @@ def read_cpu(
     cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
     bf16 = peak * 2 if "avx512bf16" in features else None
     int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
-    # 32 registers hold 8x2 or 4x4 vectors of accumulators plus operands; 16 registers hold 4x2.
-    micro = ((8, 2), (4, 4)) if wide or vector_bytes == 16 else ((4, 2),)
+    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
+    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
     source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )
     return DeviceSpec(
-        name=_model_name(root) or name, kind="cpu", arch=name, units=units,
+        name=_model_name(root) or name,
+        kind="cpu",
+        arch=name,
+        units=units,
         levels=_levels(root, units, vector_bytes, cycle_s, calibration),
-        peaks=(Peak("float64", peak / 2), Peak("float32", peak), Peak("float16", peak),
-               Peak("bfloat16", peak, bf16, (1, 16, 2)), Peak("int8", peak, int8, (1, 16, 4))),
-        warp_size=1, max_warps=1, unit_warps=1, unit_partitions=1, unit_registers=32 * vector_bytes // 4,
-        thread_registers=32 * vector_bytes // 4, program_scratch_bytes=0, unit_scratch_bytes=0, accumulator_bytes=0,
-        stages=(1,), vector_bytes=vector_bytes, micro_kernels=micro, launch_s=3e-7, fork_s=7e-7 if units > 1 else 0.0,
-        program_s=8e-8, step_s=2e-8, exposed=0.2, skew=0.15, source=source,
-    )  # fmt: skip
+        peaks=(
+            Peak("float64", peak / 2),
+            Peak("float32", peak),
+            Peak("float16", peak),
+            Peak("bfloat16", peak, bf16, (1, 16, 2)),
+            Peak("int8", peak, int8, (1, 16, 4)),
+        ),
+        warp_size=1,
+        max_warps=1,
+        unit_warps=1,
+        unit_partitions=1,
+        unit_registers=8 * vector_bytes,
+        thread_registers=8 * vector_bytes,
+        program_scratch_bytes=0,
+        unit_scratch_bytes=0,
+        accumulator_bytes=0,
+        stages=(1,),
+        vector_bytes=vector_bytes,
+        micro_kernels=micro,
+        launch_s=3e-7,
+        fork_s=7e-7 if units > 1 else 0.0,
+        program_s=8e-8,
+        step_s=2e-8,
+        exposed=0.2,
+        skew=0.15,
+        source=source,
+    )
 
 
 def _levels(
@@ -76,17 +99,17 @@ def _levels(
 ) -> tuple[MemLevel, ...]:
     one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
-    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, units, 9e-8, one_core, run_overhead_bytes=256)]
+    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=256)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
-        shared_by = units if sharers >= units and level >= 3 else 1
-        # Bytes a clock of one core: two loads from L1, about one line every two clocks from L2, a third of it from L3.
-        per_clock = {1: 2 * vector_bytes, 2: 32}.get(level, 10)
-        cores_served = units if shared_by > 1 else 1
-        capacity = size if shared_by > 1 or sharers <= 2 else size // sharers
-        levels.append(
-            MemLevel(f"L{level}", capacity, per_clock / cycle_s * cores_served, 64, shared_by,
-                     {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8), per_clock / cycle_s, run_overhead_bytes={1: 0, 2: 0}.get(level, 64))
-        )  # fmt: skip
+        # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
+        one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
+        latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
+        if level >= 3:
+            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 64))
+        else:
+            # Two hyper-threads of one core share its caches; more sharers are cores that split them.
+            own = size if sharers <= 2 else size * 2 // sharers
+            levels.append(MemLevel(f"L{level}", own, one, 64, True, latency_s, one))
     return tuple(levels)
 
 
@@ -186,12 +209,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-def calibration_path() -> Path:
-    home = os.environ.get("TORCHROLLER_CACHE_DIR")
-    base = (
-        Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchroller"
+def cache_root() -> Path:
+    """Where torchroller keeps things on disk: $TORCHROLLER_CACHE_DIR, or torchroller in the user's cache."""
+    own = os.environ.get("TORCHROLLER_CACHE_DIR")
+    return (
+        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchroller"
     )
-    return base / "devices" / f"{platform.node() or 'host'}.json"
+
+
+def calibration_path() -> Path:
+    return cache_root() / "devices" / f"{platform.node() or 'host'}.json"
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:
@@ -208,32 +235,3 @@ def save_calibration(found: Calibration, path: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(found), indent=1))
     return path
-
-
-def measure(seconds: float = 1.0, cores: int | None = None) -> Calibration:
-    """Time a matrix multiplication and a copy with torch: a lower bound for the peaks of this machine."""
-    import torch
-
-    units = cores or usable_cores()
-    before = torch.get_num_threads()
-    a = torch.rand(512, 512, dtype=torch.float32)
-    big = torch.rand(16 * MiB // 4 * 4)
-    out, product = torch.empty_like(big), torch.empty_like(a)
-
-    def best(fn, budget: float) -> float:
-        fastest, stop = float("inf"), time.perf_counter() + budget
-        while time.perf_counter() < stop:
-            start = time.perf_counter()
-            fn()
-            fastest = min(fastest, time.perf_counter() - start)
-        return fastest
-
-    try:
-        torch.set_num_threads(1)
-        flops = 2 * 512**3 / best(lambda: torch.mm(a, a, out=product), seconds / 4)
-        one = 2 * big.nbytes / best(lambda: torch.add(big, 1, out=out), seconds / 4)
-        torch.set_num_threads(units)
-        every = 2 * big.nbytes / best(lambda: torch.add(big, 1, out=out), seconds / 2)
-    finally:
-        torch.set_num_threads(before)
-    return Calibration(flops, every, one, units)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchroller import capacity, cost
@@ -34,7 +34,9 @@ from torchroller.traffic import Tiled, register_block, wave_tile
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
 _FRONT = 3  # best tiles that scale-out and refinement start from
-_EPSILON_STEP, _EPSILON_MAX = 0.2, 1.0
+_EPSILON_START, _EPSILON_STEP = 0.1, 0.2
+_EPSILON_ENOUGH = 0.3  # masks make padding cheap: tolerate this much before settling for fewer choices
+_EPSILON_MAX = 1.0
 _MAX_REDUCE_STEP = {True: 512, False: 128}  # of a dot, on a CPU and on a GPU
 _MIN_DOT = 16  # tl.dot on a GPU takes at least 16 along every axis
 
@@ -76,18 +78,23 @@ def construct(
     *,
     top_k: int = 10,
     candidates: Iterable[Mapping[str, int]] | None = None,
+    tiled: Collection[str] | None = None,
+    packed: Collection[str] = (),
 ) -> Construction:
     """The `top_k` best rPrograms of `expr` on `device`, best first; always at least one.
 
     candidates: extents per axis name (block of a spatial axis, step of a reduce axis) to rank instead of
     searching; they are rounded up to powers of two, and axes left out are taken whole. A candidate that
     breaks a capacity is listed in `rejected`, not ranked.
+    tiled: axes that a program may hold more than one point of. By default all of them; in a contraction the
+    reduce axes and the longest axis of the rows and of the columns, the others being numbered by the grid.
+    packed: tensors that will be stored tile by tile, each tile one run of memory (weights packed once).
     Raises ValueError when `top_k` is below 1, an axis name is unknown, or no candidate fits.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; ask for at least 1 rProgram")
     started = time.perf_counter()
-    search = _Search(Space(expr), device)
+    search = _Search(Space(expr, packed), device, tiled)
     if candidates is None:
         search.run(top_k)
     else:
@@ -122,11 +129,13 @@ class _Candidate:
 class _Search:
     """One construction: the tiles seen so far, accepted and rejected."""
 
-    def __init__(self, space: Space, device: DeviceSpec) -> None:
+    def __init__(self, space: Space, device: DeviceSpec, tiled: Collection[str] | None) -> None:
         self.space, self.device = space, device
-        self.limits = tuple(next_pow2(d) for d in space.extents)
+        self.tiled = _tiled_axes(space, tiled)
+        self.limits = tuple(next_pow2(d) if i in self.tiled else 1 for i, d in enumerate(space.extents))
         self.start = self._smallest()
-        self.epsilon = 0.0
+        self.epsilon = _EPSILON_START
+        self.blocked = False  # a step was left out because it pads too much
         self.found: dict[Extents, _Candidate] = {}
         self.rejected: dict[Extents, str] = {}
         self._measures: dict[Extents, tuple[float, float]] = {}
@@ -139,12 +148,14 @@ class _Search:
             rows, vectors = device.micro_kernels[0]
             self._spread(e, space.m_axes, rows)
             self._spread(e, space.n_axes, vectors * device.lanes(4))
-            self._spread(e, space.reduce, device.lanes(4))
+            self._spread(e, self._by_length(space.reduce), device.lanes(4))
         elif space.has_dot:
-            for axes in (space.m_axes, space.n_axes, space.reduce):
+            for axes in (space.m_axes, space.n_axes, self._by_length(space.reduce)):
                 self._spread(e, axes, _MIN_DOT)
-                if axes:
-                    e[axes[-1]] *= ceil_div(_MIN_DOT, math.prod(e[i] for i in axes))
+                short = ceil_div(_MIN_DOT, math.prod(e[i] for i in axes))
+                inside = [i for i in axes if i in self.tiled]
+                if inside:
+                    e[inside[-1]] *= short
         else:
             width = max(1, device.dram.transaction_bytes // space.itemsize)
             for i in space.inner:
@@ -159,6 +170,10 @@ class _Search:
             others = math.prod(e[j] for j in axes if j != i)
             e[i] = max(e[i], min(next_pow2(ceil_div(width, others)), self.limits[i]))
 
+    def _by_length(self, axes: Sequence[int]) -> list[int]:
+        """Axes with the longest last: a window's short axes would be mostly padding."""
+        return sorted(axes, key=lambda i: self.space.extents[i])
+
     def _next(self, e: Extents, axis: int) -> Extents | None:
         """The next aligned tile along an axis: the next power of two that pads a spatial axis tolerably."""
         space, extent, limit = self.space, e[axis], self.limits[axis]
@@ -169,6 +184,7 @@ class _Search:
             extent *= 2
             if space.is_reduce[axis] or padded(space.extents[axis], extent) <= allowed:
                 return (*e[:axis], extent, *e[axis + 1 :])
+            self.blocked = True
         return None
 
     def _halve(self, e: Extents, axis: int) -> Extents | None:
@@ -274,10 +290,12 @@ class _Search:
     def run(self, top_k: int) -> None:
         """Scale up, out and refine, tolerating more padding until there is choice enough."""
         while True:
+            self.blocked = False
             self.scale_up()
             self.scale_out()
             self.refine()
-            if len(self.found) >= top_k or self.epsilon >= _EPSILON_MAX:
+            enough = len(self.found) >= top_k and self.epsilon >= _EPSILON_ENOUGH
+            if enough or not self.blocked or self.epsilon >= _EPSILON_MAX:
                 break
             self.epsilon = min(_EPSILON_MAX, self.epsilon + _EPSILON_STEP)
         if not self.found:
@@ -285,6 +303,18 @@ class _Search:
             tiled = Tiled(self.space, self.device, self.start)
             launch = capacity.launches(tiled)[0]
             self.found[self.start] = _Candidate(tiled, launch, cost.estimate(tiled, launch))
+
+
+def _tiled_axes(space: Space, names: Collection[str] | None) -> frozenset[int]:
+    if names is not None:
+        unknown = sorted(set(names) - set(space.names))
+        if unknown:
+            raise ValueError(f"{space.expr.name} has no axis {unknown}; its axes are {list(space.names)}")
+        return frozenset(space.names.index(n) for n in names)
+    if not space.has_dot:
+        return frozenset(range(len(space.extents)))
+    longest = [max(axes, key=lambda i: space.extents[i]) for axes in (space.m_axes, space.n_axes) if axes]
+    return frozenset((*longest, *space.reduce))
 
 
 def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
@@ -310,9 +340,23 @@ def _levels(space: Space, device: DeviceSpec, c: _Candidate) -> tuple[tuple[str,
     return (
         (device.dram.name, space.tile(space.extents)),
         *((level.name, held) for level in device.shared_levels),
-        *((level.name, space.tile(c.extents)) for level in device.private_levels),
+        *((level.name, space.tile(c.extents)) for level in device.private_levels[:-1]),
+        *(
+            (level.name, space.tile(_innermost_tile(space, device, c)))
+            for level in device.private_levels[-1:]
+        ),
         ("registers", space.tile(_register_tile(space, device, c))),
     )
+
+
+def _innermost_tile(space: Space, device: DeviceSpec, c: _Candidate) -> Extents:
+    """What the innermost private level keeps: the block; in a core's L1 one panel of rows and columns."""
+    if not (device.is_cpu and space.has_dot):
+        return c.extents
+    tile = list(c.extents)
+    for axes, width in zip((space.m_axes, space.n_axes), register_block(c.tiled)):
+        _fill(tile, c.extents, axes, width)
+    return tuple(tile)
 
 
 def _register_tile(space: Space, device: DeviceSpec, c: _Candidate) -> list[int]:

@@ -9,11 +9,11 @@ Both follow from the affine index expressions by interval arithmetic. `Space` is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torchroller.device import DeviceSpec, Peak
-from torchroller.expr import Access, TensorExpr
+from torchroller.expr import Access, Affine, TensorExpr
 from torchroller.tile import RTile, ceil_div, padded
 
 # Vector instructions of one application, for fp32, of the polynomials that a compiler inlines; divisions and
@@ -59,6 +59,7 @@ class Operand:
     dims: per tensor dimension (length, ((axis number, |coefficient|), …), stride), innermost in memory first
     passes: walks over it by a program that loops over the reduce axes; 0 for data outside the loop
     side: "a" or "b" for what feeds the first or second argument of a dot, else ""
+    packed: stored tile by tile, so that a whole data tile is one run of memory
     """
 
     tensor: str
@@ -69,34 +70,63 @@ class Operand:
     passes: int
     side: str
     indirect: bool
+    packed: bool = False
 
     def nbytes(self, e: Sequence[int]) -> int:
         """Bytes of the data tile that a tile of extents `e` touches, clipped to the tensor."""
         total = self.itemsize
         for length, terms, _ in self.dims:
-            span = 1
-            for axis, coefficient in terms:
-                span += coefficient * (e[axis] - 1)
+            span = e[terms[0][0]] if len(terms) == 1 else _span(terms, e)
             total *= span if span < length else length
         return total
 
-    def run_bytes(self, e: Sequence[int]) -> int:
-        """Length of one contiguous run of the data tile in memory, in bytes."""
-        run = expected_stride = 1
+    def run(self, e: Sequence[int], gap_bytes: int = 0) -> tuple[int, int]:
+        """One contiguous run of the data tile in memory: (useful bytes, bytes from first to last).
+
+        Places less than `gap_bytes` apart count as one run: a strided walk uses part of what it spans.
+        """
+        if self.packed:
+            return (self.nbytes(e),) * 2
+        useful = span = expected_stride = 1
         for length, terms, stride in self.dims:
             if length == 1:
                 continue
             if stride != expected_stride:
                 break
-            span = 1
-            for axis, coefficient in terms:
-                span += coefficient * (e[axis] - 1)
-            if span < length:
-                run *= span
+            points, reach = _run(terms, e, gap_bytes // self.itemsize)
+            useful *= min(points, length)
+            span *= min(reach, length)
+            if points < length:
                 break
-            run *= length
             expected_stride *= length
-        return run * self.itemsize
+        return useful * self.itemsize, span * self.itemsize
+
+    def charge(self, e: Sequence[int], transaction_bytes: int, overhead_bytes: int = 0) -> float:
+        """Bytes spent per useful byte when runs are moved in whole transactions, each run costing extra."""
+        useful, span = self.run(e, transaction_bytes)
+        return (padded(span, transaction_bytes) + overhead_bytes) / useful
+
+
+def _span(terms: tuple[tuple[int, int], ...], e: Sequence[int]) -> int:
+    """Distinct positions that an index visits: bounded by its interval and by the number of points."""
+    interval = points = 1
+    for axis, coefficient in terms:
+        interval += coefficient * (e[axis] - 1)
+        points *= e[axis]
+    return min(interval, points)
+
+
+def _run(terms: tuple[tuple[int, int], ...], e: Sequence[int], gap: int) -> tuple[int, int]:
+    """Positions of one dimension that lie at most `gap` apart: how many, and how far they reach."""
+    points = reach = 1
+    for axis, coefficient in terms:  # by rising coefficient
+        if e[axis] == 1:
+            continue
+        if coefficient > reach + gap:
+            break
+        points *= e[axis]
+        reach += coefficient * (e[axis] - 1)
+    return min(points, reach), reach
 
 
 class Space:
@@ -108,8 +138,9 @@ class Space:
     per point of the whole space, and per spatial point.
     """
 
-    def __init__(self, expr: TensorExpr) -> None:
+    def __init__(self, expr: TensorExpr, packed: Collection[str] = ()) -> None:
         self.expr = expr
+        self._packed = frozenset(packed)
         self.names = tuple(a.name for a in expr.axes)
         self.extents = tuple(max(1, a.extent) for a in expr.axes)
         self.is_reduce = tuple(a.kind == "reduce" for a in expr.axes)
@@ -118,13 +149,14 @@ class Space:
         self.points = math.prod(self.extents)
         self.flops = float(expr.flops())
         self._number = {name: i for i, name in enumerate(self.names)}
-        self._varies, self._depth = self._dependence()
+        self._varies, self._depth = expr.varies(), self._finished()
         combining = [i for i, v in enumerate(expr.values) if v.kind in ("reduce", "dot")]
         self.passes = max((self._depth[i] for i in combining), default=0)
         self.operands = self._operands()
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
         self.has_dot = bool(expr.dots)
+        self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
         a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
         b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
         self.m_axes = tuple(i for i in self.spatial if i in a_axes - b_axes)
@@ -178,31 +210,19 @@ class Space:
             tiles *= ceil_div(self.extents[i], e[i])
         total = 0.0
         for o in self.operands:
-            run = o.run_bytes(e)
-            total += o.nbytes(whole) * (padded(run, transaction_bytes) / run)
+            total += o.nbytes(whole) * o.charge(e, transaction_bytes)
         return total * tiles
 
     # -- reading the expression --------------------------------------------------------------------
 
-    def _dependence(self) -> tuple[list[bool], list[int]]:
-        """Per value: does it vary along a reduce axis, and after how many reductions it is known."""
-        reduce_names = {self.names[i] for i in self.reduce}
-        varies: list[bool] = []
+    def _finished(self) -> list[int]:
+        """Per value: how many reductions, one after the other, must be done before it is known."""
         depth: list[int] = []
         for v in self.expr.values:
-            before = max((depth[i] for i in v.args), default=0)
-            if v.kind in ("reduce", "dot"):
-                varies.append(any(varies[i] for i in v.args) and not reduce_names <= set(v.over))
-                depth.append(before + 1)
-                continue
-            own = v.axis in reduce_names
-            if v.access is not None:
-                own = any(name in reduce_names for a in v.access.index for name, _ in a.terms)
-                gathered = [a.indirect for a in v.access.index if a.indirect is not None]
-                own = own or any(varies[i] for i in gathered)
-            varies.append(own or any(varies[i] for i in v.args))
-            depth.append(before)
-        return varies, depth
+            gathered = [a.indirect for a in v.access.index if a.indirect is not None] if v.access else []
+            before = max((depth[i] for i in (*v.args, *gathered)), default=0)
+            depth.append(before + (v.kind in ("reduce", "dot")))
+        return depth
 
     def _needs(self, start: int, through: bool = False) -> set[int]:
         """Values that `start` is computed from, stopping at finished reductions unless `through`."""
@@ -259,15 +279,33 @@ class Space:
     def _operand(self, access: Access, passes: int, side: str, write: bool = False) -> Operand:
         dims = []
         for length, stride, index in zip(access.shape, access.strides, access.index):
-            terms = tuple((self._number[n], abs(c)) for n, c in index.terms if c and n in self._number)
+            if stride == 0:
+                continue  # an expanded dimension: every index is the same place
+            terms = self._terms(index)
             if index.indirect is not None:
                 # One gathered row per point of the axes that the index value itself moves along.
                 terms = tuple((axis, 1) for axis in self._axes_of(index.indirect))
-            dims.append((length, terms, stride))
+            dims.append((max(1, length), terms, abs(stride)))
         dims.sort(key=lambda d: (d[2], d[0]))
         axes = frozenset(axis for _, terms, _ in dims for axis, _ in terms)
         indirect = any(a.indirect is not None for a in access.index)
-        return Operand(access.tensor, access.itemsize, tuple(dims), axes, write, passes, side, indirect)
+        return Operand(
+            tensor=access.tensor,
+            itemsize=access.itemsize,
+            dims=tuple(dims),
+            axes=axes,
+            write=write,
+            passes=passes,
+            side=side,
+            indirect=indirect,
+            packed=access.tensor in self._packed,
+        )
+
+    def _terms(self, index: Affine) -> tuple[tuple[int, int], ...]:
+        """(axis number, |coefficient|) by rising coefficient."""
+        known = {n: index.coefficient(n) for n, _ in index.terms if n in self._number}
+        pairs = ((self._number[n], abs(c)) for n, c in known.items() if c)
+        return tuple(sorted(pairs, key=lambda t: (t[1], t[0])))
 
     def _axes_of(self, value: int) -> list[int]:
         axes = set()

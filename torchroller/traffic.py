@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torchroller.device import DeviceSpec, MemLevel
+from torchroller.device import DeviceSpec
 from torchroller.space import Space
-from torchroller.tile import ceil_div, next_pow2, padded
+from torchroller.tile import ceil_div, next_pow2
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
+_UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
 
@@ -66,11 +67,11 @@ class Tiled:
 
 
 def register_block(t: Tiled) -> tuple[int, int]:
-    """Rows and columns of the CPU micro-kernel for a block: most accumulators, then fewest loads."""
+    """Rows and columns of the CPU micro-kernel for a block: most accumulators, then most rows."""
     lanes = t.device.lanes(4)
     best, best_key = (1, lanes), (0, 0)
     for rows, vectors in t.device.micro_kernels:
-        key = (min(rows, t.m) * min(vectors * lanes, t.n), -rows - vectors)
+        key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
         if key > best_key:
             best, best_key = (rows, vectors * lanes), key
     return min(best[0], t.m), min(best[1], max(lanes, t.n))
@@ -107,23 +108,19 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
+    dram_level = device.dram
     shared = dram = 0.0
     for o, program, total in zip(space.operands, t.program_bytes, space.total_bytes):
-        run = o.run_bytes(t.e)
         walks = max(1, o.passes)
         if cache is not None:
-            shared += t.grid * program * _run_charge(run, cache) * (walks if walks_again else 1)
+            charge = o.charge(t.e, cache.transaction_bytes, cache.run_overhead_bytes)
+            shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
                 again *= ceil_div(space.extents[i], wave[i])
-        dram += total * _run_charge(run, device.dram) * again
+        dram += total * o.charge(t.e, dram_level.transaction_bytes, dram_level.run_overhead_bytes) * again
     return shared, dram
-
-
-def _run_charge(run: int, level: MemLevel) -> float:
-    """Bytes that a level spends per useful byte when contiguous runs are `run` bytes long."""
-    return (padded(run, level.transaction_bytes) + level.run_overhead_bytes) / run
 
 
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
@@ -139,22 +136,26 @@ def cache_bytes(t: Tiled) -> list[float]:
     """Bytes that leave each private cache of a core during one program, outermost level first."""
     levels = t.device.private_levels
     if not t.space.has_dot:
-        # What leaves a level has missed the levels inside it; later walks are served from where the data fits.
+        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
         inside = [lv.capacity_bytes for lv in levels[1:]] + [0]
         return [float(t.walked if t.looped > capacity else t.once) for capacity in inside]
     rows, cols = register_block(t)
     outside = t.once - (t.a + t.b) * t.steps  # operands of the epilogue, and the result
     accumulators = t.accumulator_bytes
-    row_panels = ceil_div(t.m, rows)
+    row_panels, column_panels = ceil_div(t.m, rows), ceil_div(t.n, cols)
     moved = []
     for level in levels[1:]:
-        # B meets every row panel of A: it comes again for each of them unless the next level keeps it.
-        keeps = t.b + t.a // row_panels <= 0.8 * level.capacity_bytes
+        # Columns are the outer loop: a panel of B meets all rows, then A comes again for the next panel.
+        # What the next level keeps meanwhile comes once.
+        room = CACHE_SHARE * level.capacity_bytes
+        a = t.a if t.a + t.b // column_panels <= room else t.a * column_panels
+        b = t.b if t.b // column_panels + t.a // row_panels <= room else t.b * row_panels
         spill = 2 * accumulators if accumulators + t.a + t.b > level.capacity_bytes else 0
-        moved.append(float((t.a + t.b * (1 if keeps else row_panels) + spill) * t.steps + outside))
+        moved.append(float((a + b + spill) * t.steps + outside))
     # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
     # accumulators go in and out, and B is read and written once more to be packed.
-    per_step = t.a * ceil_div(t.n, cols) + t.b * row_panels + 2 * accumulators + 3 * t.b
+    pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
+    per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
 
 

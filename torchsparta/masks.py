@@ -7,6 +7,7 @@ the tool itself to be installed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,8 @@ def load_masks(path: str | Path) -> dict[str, dict[str, Any]]:
             module, _, target = key.rpartition("::" if "::" in key else ".")
             nested.setdefault(module, {})[target] = tensor
         return nested
-    from collections import defaultdict
-
-    try:
-        with torch.serialization.safe_globals([defaultdict, dict]):
+    try:  # NNI saves a defaultdict, which torch's safe loader cannot fill: read it as an OrderedDict
+        with torch.serialization.safe_globals([(_plain_dict, "collections.defaultdict"), dict]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MaskError(
@@ -73,6 +72,10 @@ def load_masks(path: str | Path) -> dict[str, dict[str, Any]]:
             f"{path} holds a {type(loaded).__name__}, not a dictionary {{module: {{target: mask}}}}"
         )
     return {m: dict(t) if isinstance(t, Mapping) else t for m, t in loaded.items()}
+
+
+def _plain_dict(*_: Any) -> OrderedDict[str, Any]:
+    return OrderedDict()
 
 
 def from_torch_prune(model: nn.Module) -> ModelTeSA:
@@ -140,7 +143,15 @@ def prune_free(model: nn.Module) -> nn.Module:
 
     from torch.nn.utils import parametrize, prune
 
-    out = copy.deepcopy(model)
+    # prune leaves the masked weight as a plain attribute with a gradient history, which cannot be copied
+    history = [(m, n, t) for m in model.modules() for n, t in vars(m).items() if isinstance(t, Tensor)]
+    try:
+        for module, name, tensor in history:
+            vars(module)[name] = tensor.detach()
+        out = copy.deepcopy(model)
+    finally:
+        for module, name, tensor in history:
+            vars(module)[name] = tensor
     for module in out.modules():
         for name in [n[: -len("_mask")] for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:
             if hasattr(module, f"{name}_orig"):
@@ -180,8 +191,7 @@ def _read_nested(nested: Any, bits: int) -> ModelTeSA:
                 tesa = _binary(entry, name, bits)
             else:
                 raise MaskError(f"{name}: expected a tensor or a quantizer entry, got {type(entry).__name__}")
-            if tesa is not None:
-                found[name] = tesa
+            found[name] = tesa
     return ModelTeSA(found, tuple(notes))
 
 
@@ -200,7 +210,7 @@ def _binary(mask: Tensor, name: str, bits: int) -> TeSA:
     return TeSA.from_mask(mask, bits)
 
 
-def _quantized(entry: Mapping[str, Any], name: str, notes: list[str]) -> TeSA | None:
+def _quantized(entry: Mapping[str, Any], name: str, notes: list[str]) -> TeSA:
     missing = sorted(k for k in _QUANT_KEYS if entry.get(k) is None)
     if missing:
         raise MaskError(
@@ -225,26 +235,25 @@ def _quantized(entry: Mapping[str, Any], name: str, notes: list[str]) -> TeSA | 
         qmin, qmax = -1, 1
     else:
         qmin, qmax = -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
-    low, high = (entry.get(k) for k in ("tracked_min", "tracked_max"))
-    if (
-        name.endswith("weight")
-        and bits == 8
-        and scale.numel() == 1
-        and low is not None
-        and high is not None
-        and float(torch.as_tensor(low).min()) == 0.0
-        and float(torch.as_tensor(high).max()) == 1.0
-        and abs(float(scale.reshape(-1)[0]) - 1 / 254) < 1e-6
-    ):
-        raise MaskError(
-            f"{name}: scale 1/254 over [0, 1] is what NNI's DoReFa quantizer reports whatever the weights are; it is "
-            "the scale of tanh-normalised weights, not of these. Quantize with QAT, PTQ or LSQ, or pass a config with "
-            f"the scale that you mean (for symmetric int8: weight.abs().max() / 127)"
-        )
     quant = Quant(scale, zero, bits, qmin, qmax)
-    width = torch.full((1,), bits)
-    tesa = TeSA((), width.to(torch.int8).reshape(()), None, quant)
-    return tesa
+    low, high = (entry.get(k) for k in ("tracked_min", "tracked_max"))
+    if low is not None and high is not None and scale.numel() == 1:
+        low, high = (float(torch.as_tensor(v).detach().double().mean()) for v in (low, high))
+        one = float(scale.reshape(-1)[0])
+        levels = qmax - qmin
+        if name.endswith("weight") and (low, high) == (0.0, 1.0) and abs(one * levels - 1) < 1e-5 and bits > 1:
+            quant = Quant(torch.tensor(2 / levels, dtype=torch.float64), zero * 0, bits, qmin, qmax, warp="tanh")
+            notes.append(
+                f"{name}: scale {one:.6g} over [0, 1] is what NNI's DoReFa reports whatever the weights are; it "
+                f"belongs to tanh(w) / max|tanh(w)|, which is quantized here with the step that DoReFa means, "
+                f"{2 / levels:.6g}"
+            )
+        elif one == 1.0 and float(zero.reshape(-1)[0]) == 0.0 and high == qmax and bits > 1:
+            half = torch.tensor(0.5, dtype=torch.float64)
+            quant = Quant(half * 4, half, 1, 0, 1)
+            bits = 1
+            notes.append(f"{name}: scale 1 is what NNI's BNN reports whatever quant_dtype says; taken as 1 bit, -1 or +1")
+    return TeSA((), torch.tensor(bits, dtype=torch.int8), None, quant)
 
 
 def _prune_and_quantize(first: ModelTeSA, second: ModelTeSA) -> ModelTeSA:

@@ -62,6 +62,8 @@ class Quant:
 
     `scale` and `zero_point` (float64; a zero point need not be an integer, as in LSQ+) broadcast against the
     tensor after `_spread`: per tensor (one value), per channel (N, 1, ...) or per block (one value per block).
+    warp: "tanh" if tanh(real) / max|tanh(real)| over the tensor is quantized instead of real (DoReFa's weights); what
+    comes out is not warped, so `settled()` quantizes it again to itself.
     """
 
     scale: Tensor
@@ -69,6 +71,11 @@ class Quant:
     bits: int
     qmin: int
     qmax: int
+    warp: str = "none"
+
+    def settled(self) -> Quant:
+        """The parameters of a tensor that is already fake-quantized."""
+        return replace(self, warp="none")
 
     def _spread(self, t: Tensor, shape: Sequence[int]) -> Tensor:
         if t.numel() == 1:
@@ -88,7 +95,11 @@ class Quant:
     def quantize(self, real: Tensor) -> Tensor:
         """The integers (as float64) that represent `real`."""
         scale, zero = self._spread(self.scale, real.shape), self._spread(self.zero_point, real.shape)
-        return torch.clamp(torch.round(real.double() / scale + zero), self.qmin, self.qmax)
+        real = real.double()
+        if self.warp == "tanh":
+            real = torch.tanh(real)
+            real = real / real.abs().max().clamp_min(1e-300)
+        return torch.clamp(torch.round(real / scale + zero), self.qmin, self.qmax)
 
     def dequantize(self, q: Tensor) -> Tensor:
         """scale * (q - zero_point), float64."""
@@ -308,9 +319,10 @@ class TeSA:
         if tuple(tensor.shape) != self.shape:
             raise MaskError(f"a TeSA of shape {self.shape} cannot mask a tensor of shape {tuple(tensor.shape)}")
         code = self.code.to(tensor.device)
-        out = torch.where(code != 0, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+        zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+        out = torch.where(code != 0, tensor, zero)
         if self.quant is not None:
-            out = torch.where(code != 0, self.quant.fake(out), out)
+            out = torch.where(code != 0, self.quant.fake(out), zero)
         if self.value is not None:
             out = torch.where(code < 0, self.value.to(tensor.device, tensor.dtype), out)
         return out

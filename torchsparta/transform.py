@@ -1,11 +1,12 @@
 """Sites: the places where a sparse kernel may stand in for a dense operator, and the choice among them.
 
-Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own. `choose` asks
+Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own, and for each
+attention whose mask is known. `choose` asks
 the registered choosers, highest priority first, for a module that computes the site; the first that does not answer
 None wins; `specialised` (specialised.py), the cover by formats at the least predicted time, is asked last; without
 an answer the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
 
-The module is called as `module(x)` or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
+The module is called as `module(x)` (attention: `module(q, k, v)`) or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
 `sparta_format` (str) and `sparta_reason` (str), which the report shows, and must have `sparta_site() -> SparseSite`,
 the site with its present tensors, from which `torchsparta.load` chooses again on the machine that loads.
 """
@@ -52,10 +53,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class SparseSite:
     """One operator with a weight, after structure: what a kernel is made from.
 
-    name: module path in the model. op: "linear", "conv1d", "conv2d" or "conv3d". weight: [N, K] for linear (out =
+    name: module path in the model. op: "linear", "conv1d", "conv2d", "conv3d" or "attention". weight: [N, K] for linear (out =
     x weight^T), [N, C/groups, taps…] for convolutions; already masked (and fake-quantized). bias: [N] or None.
-    tesa: of the weight. input_shape: of x for the example inputs. epilogue: in order. attributes: stride, padding,
-    dilation, groups of a convolution. trainable: the weight is a parameter and its mask must hold in training.
+    tesa: of the weight. For op "attention" the weight is the bool mask that broadcasts to the scores [..., T, S] (True
+    is visible), bias a float mask to add to them or None, tesa that of the mask. input_shape: of x for the example inputs. epilogue: in order. attributes: stride, padding,
+    dilation, groups of a convolution, scale of an attention. trainable: the weight is a parameter and its mask must hold in training.
     """
 
     name: str
@@ -77,6 +79,8 @@ class SparseSite:
         """Multiply-adds of the dense operator for `input_shape`."""
         if self.op == "linear":
             return int(torch.Size(self.input_shape[:-1]).numel()) * self.weight.numel()
+        if self.op == "attention":  # q k^T and p v, with as many values as keys and queries have
+            return 2 * int(torch.Size(self.input_shape).numel()) * self.tesa.shape[-1]
         return int(torch.Size(self.output_positions()).numel()) * self.input_shape[0] * self.weight.numel()
 
     def output_positions(self) -> tuple[int, ...]:
@@ -112,7 +116,7 @@ def choose(site: SparseSite) -> nn.Module:
         module = chooser(site)
         if module is not None:
             return module
-    return specialised(site)
+    return DenseAttention(site) if site.op == "attention" else specialised(site)
 
 
 class DenseSite(nn.Module):
@@ -164,3 +168,24 @@ class DenseSite(nn.Module):
     def extra_repr(self) -> str:
         after = "".join(f" -> {e.kind}" for e in self.epilogue)
         return f"{self.op} {'x'.join(map(str, self.weight.shape))}{after}"
+
+
+class DenseAttention(nn.Module):
+    """Attention with a fixed mask as dense PyTorch."""
+
+    sparta_format = "dense"
+
+    def __init__(self, site: SparseSite, reason: str = "no sparse kernel was chosen"):
+        super().__init__()
+        self.sparta_reason, self.scale = reason, float(site.attributes["scale"])
+        self.rest = replace(site, weight=site.weight.new_empty(0), bias=None)
+        self.register_buffer("visible", site.weight)
+        self.register_buffer("added", site.bias)
+
+    def sparta_site(self) -> SparseSite:
+        """The site, for `torchsparta.save` and for choosing again."""
+        return replace(self.rest, weight=self.visible, bias=self.added)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self.visible if self.added is None else self.added
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)

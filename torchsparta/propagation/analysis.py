@@ -112,7 +112,7 @@ def propagate(
     black_box: Rule = Scramble(scramble_trials) if scramble_trials else Rule()
     analysis = analyse(captured, given, black_box=black_box, parameters_fixed=not trainable)
     widths = propagate_widths(analysis, given)
-    tensors, kinds = {}, {}
+    tensors, kinds, aliases = {}, {}, _aliases(model)
     for node in captured.graph.nodes:
         if not is_tensor(node) or node.op == "output":
             continue
@@ -120,12 +120,21 @@ def propagate(
         kind = "input" if node.op == "placeholder" else kind
         tensors[name] = tesa_of(analysis, node, widths[node], given.get(str(node.target)))
         kinds[name] = kind
+        for alias in aliases.get(name, ()) if kind == "parameter" else ():  # tied: one tensor, several names
+            tensors[alias], kinds[alias] = tensors[name], kind
     scrambled = tuple(
         n.name for n, r in analysis.rules.items() if type(r) in (Scramble, Rule) and tensor_sources(n)
     )
     return Propagation(
         given, tensors, kinds, scrambled, analysis.visits, time.perf_counter() - started, captured.graph
     )
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {n: group for group in names.values() for n in group if len(group) > 1}
 
 
 def tesa_of(analysis: Analysis, node: fx.Node, width: Tensor, given: TeSA | None) -> TeSA:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..capture import symbolic_dims
 from ..tesa import compact
 from .contraction import _gradient
 from .facts import Call, Facts, any_over
@@ -135,9 +136,19 @@ class Attention(Rule):
 
     def emit(self, em: Emitter) -> Any:
         call = em.node_call
-        if call.at(6, "scale") is None and not bool(em.axes.inp(0)[-1].all()):
-            return em.same(scale=1.0 / math.sqrt(call.inputs[0].shape[-1]))
-        return em.same()
+        scale = call.at(6, "scale")
+        scale = 1.0 / math.sqrt(call.inputs[0].shape[-1]) if scale is None else float(scale)
+        has_mask = call.facts_at(3) is not None
+        if has_mask and em.axes.static(3) and not call.at(4, "dropout_p") and not call.at(5, "is_causal"):
+            mask = em.builder.value(call.sources[3])
+            opened = mask if mask.dtype == torch.bool else mask == 0
+            if bool(opened.all()):  # a mask that hides nothing
+                return em.call(
+                    call.node.target, *(em.arg(i) for i in range(3)), scale=scale, enable_gqa=self._grouped(call) > 1
+                )
+            if self._grouped(call) == 1 and not symbolic_dims(call.out):
+                return em.attention_site(mask, scale)
+        return em.same(scale=scale)
 
 
 def _live_products(call: Call) -> Any:

@@ -7,13 +7,20 @@ A unit is not needed if its output is not and every column that reads it, recurr
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..capture import symbolic_dims
 from .facts import Call, Facts
 from .rule import Needs, Rule, everything, unknown
+
+if TYPE_CHECKING:
+    from ..structure.emit import Emitter
+    from ..structure.keep import CallAxes
 
 
 class Lstm(Rule):
@@ -129,6 +136,94 @@ class Lstm(Rule):
             return ~torch.cat(stuck[layer - 1])[None, :]
         x = call.inputs[0]
         return x.maybe.flatten(0, -2).any(0).expand(x.shape[-1])[None, :]
+
+
+    # -- structure -----------------------------------------------------------------------------------------
+    def _shrinkable(self, axes: CallAxes) -> bool:
+        """Weights and initial states are static, final states unread, sizes fixed, nothing is trained."""
+        call, keeps = axes.call, axes.keeps
+        need = keeps.analysis.need[call.node] or ()
+        return (
+            self._layout(call) is not None
+            and keeps.analysis.parameters_fixed
+            and all(axes.static(i) for i in range(1, len(call.inputs)))
+            and all(n is None for n in need[1:])
+            and call.out[1].dim() == 3
+            and not symbolic_dims(call.out[0])
+        )
+
+    def kept_units(self, axes: CallAxes, layer: int) -> np.ndarray:
+        """bool [hidden]: units of a layer that some direction needs; directions of one call have one size."""
+        call, analysis = axes.call, axes.keeps.analysis
+        _, layers, both, hidden = self._layout(call)  # type: ignore[misc]
+        kept = np.zeros(hidden, bool)
+        wanted = self.backward(call, analysis.facts[call.node], analysis.need[call.node])
+        for direction in range(2 if both else 1):
+            rows = wanted[self._weights(call, layer, direction)[1]]
+            if rows is not None:
+                rows = rows.expand(4 * hidden, hidden).any(1) if rows.dim() == 2 else rows
+                kept |= rows.unflatten(0, (4, hidden)).any(0).numpy()
+            for i in self._weights(call, layer, direction)[2:]:
+                bias = wanted[i]
+                if bias is not None:
+                    kept |= bias.expand(4 * hidden).unflatten(0, (4, hidden)).any(0).numpy()
+            if layer == layers - 1:
+                kept |= axes.out(0)[-1][direction * hidden : (direction + 1) * hidden]
+        if not kept.any():
+            kept[0] = True
+        return kept
+
+    def keep(self, axes: CallAxes) -> None:
+        if not self._shrinkable(axes):
+            axes.lock_all()
+            return
+        call = axes.call
+        x, out = axes.inp(0), axes.out(0)
+        _, layers, both, _ = self._layout(call)  # type: ignore[misc]
+        for d in range(len(x) - 1):
+            axes.lock(x[d])
+            axes.lock(out[d])
+        value = call.inputs[0].value  # constants on slices that go would be missed by the gates
+        axes.lock(x[-1], (value != 0).flatten(0, -2).any(0).expand(len(x[-1])).numpy())
+        axes.lock(out[-1], np.concatenate([self.kept_units(axes, layers - 1)] * (2 if both else 1)))
+        for part in (1, 2):
+            for axis in axes.out(part):
+                axes.lock(axis)
+
+    def emit(self, em: Emitter) -> Any:
+        axes, call, builder = em.axes, em.node_call, em.builder
+        if not self._shrinkable(axes):
+            return em.same()
+        biases, layers, both, hidden = self._layout(call)  # type: ignore[misc]
+        units = [self.kept_units(axes, layer) for layer in range(layers)]
+        columns = axes.inp(0)[-1]
+        if all(u.all() for u in units) and bool(columns.all()):
+            return em.whole()
+        directions, x = 2 if both else 1, em.arg(0)
+        states = [builder.value(call.sources[i]) for i in (1, 2)]
+        for layer in range(layers):
+            keep, gates = units[layer], np.tile(units[layer], 4)
+            which = slice(layer * directions, (layer + 1) * directions)
+            start = [
+                builder.constant(f"{em.node.name}_{n}0", s[which][..., torch.from_numpy(keep)])
+                for n, s in zip("hc", states)
+            ]
+            params = []
+            for direction in range(directions):
+                for k, i in enumerate(self._weights(call, layer, direction)):
+                    weight = builder.value(call.sources[i])[torch.from_numpy(gates)]
+                    if k < 2:
+                        weight = weight[:, torch.from_numpy(columns if k == 0 else keep)]
+                    name = str(call.sources[i].target)
+                    builder.removed[name] = (call.inputs[i].shape, tuple(weight.shape))
+                    held = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
+                    params.append(builder.graph.get_attr(builder.hold(name, held)))
+            found = em.call(
+                call.node.target, x, start, params, biases, 1, 0.0, False, both, bool(call.at(8, "batch_first"))
+            )
+            x = em.call(operator.getitem, found, 0)
+            columns = np.concatenate([keep] * directions)
+        return (x, None, None)
 
 
 def _state_zero(state: Facts, index: int, hidden: int) -> Tensor:

@@ -101,7 +101,11 @@ class _Builder:
                     self.env[node] = self.literal(node, self.keeps.axes[node])
                 continue
             elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-                self.env[node] = self.graph.call_function(operator.getitem, (self.env[node.args[0]], node.args[1]))
+                whole = self.env[node.args[0]]
+                if isinstance(whole, tuple):
+                    self.env[node] = whole[int(node.args[1])]  # type: ignore[arg-type]
+                else:
+                    self.env[node] = self.graph.call_function(operator.getitem, (whole, node.args[1]))
             elif node in self.analysis.rules and isinstance(node.meta.get("val"), (Tensor, tuple, list)):
                 self.env[node] = self.analysis.rules[node].emit(Emitter(self, node))
             else:
@@ -227,6 +231,11 @@ class Emitter:
         args = fx.map_arg(self.node.args, mapped)
         kwargs = fx.map_arg(self.node.kwargs, mapped)
         return self.builder.graph.call_function(self.node.target, args, {**kwargs, **override})
+
+    def whole(self) -> fx.Node:
+        """The same operator with nothing cut."""
+        args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), self.builder.plain)
+        return self.builder.graph.call_function(self.node.target, args, kwargs)
 
     def sizes(self) -> list[Any]:
         """The shape of the output: counts of what stays, symbolic sizes as they were computed."""
@@ -360,6 +369,23 @@ class Emitter:
             node = self.call(aten.add.Tensor, node, builder.constant(f"{self.node.name}_absent", value))
         return node if rows is wanted else self._expand(node, 1, rows)
 
+    def attention_site(self, mask: Tensor, scale: float) -> fx.Node:
+        """Attention under a mask that is known: only what it leaves visible has to be computed."""
+        visible = mask if mask.dtype == torch.bool else mask != float("-inf")
+        axes = self.axes.inp(3)
+        visible = self._cut_compact(visible, axes)
+        kept = [int(a.sum()) if visible.shape[d] > 1 else visible.shape[d] for d, a in enumerate(axes)]
+        bias = None if mask.dtype == torch.bool else self._cut_compact(mask, axes)
+        tesa = TeSA.from_mask(visible.expand(kept), bits=1)
+        queries = tuple(int(a.sum()) for a in self.axes.inp(0))
+        site = SparseSite(
+            self.node.name, "attention", visible.contiguous(), bias, tesa, queries, (), {"scale": scale},
+            trainable=self.builder.trainable,
+        )  # fmt: skip
+        target = self.builder.module(self.node.name, self.builder.chooser(site))
+        self.builder.sites.append((target, site))
+        return self.builder.graph.call_module(target, tuple(self.arg(i) for i in range(3)))
+
     def _weight(self, iw: int, transposed: bool) -> tuple[Tensor, Tensor]:
         """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves something."""
         builder, source = self.builder, self.node_call.sources[iw]
@@ -430,7 +456,7 @@ class Emitter:
         value = quant = None
         if given is not None:
             code, value = given.code, given.value
-            quant = None if transposed else given.quant
+            quant = None if transposed or given.quant is None else given.quant.settled()
             if transposed:
                 code, value = code.t(), None if value is None else value.t()
         code = torch.where(live, code, 0)
