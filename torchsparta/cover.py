@@ -16,9 +16,10 @@ from torch import Tensor
 from .cost import Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
 from .formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, SparseFormat, Tile, fits_nm
 from .formats.base import Work, runs_alive
-from .specialise.linear import tokens_per_panel
+from .specialise.rows import EXACT_COLUMNS
 
 BLOCKS = ((2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (4, 4), (8, 8), (16, 16), (32, 32))
+DOT_BLOCKS = (16, 32)
 BLOCK_TILE = Tile(32)
 ENTRY_BYTES = 4
 MIXED_GAIN = 0.95
@@ -59,6 +60,15 @@ def fine_pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
 
 def block_pack(block: tuple[int, int]) -> Packer:
     return lambda weight, mask: (Block.pack(weight, mask, block, BLOCK_TILE),)
+
+
+def dot_pack(block: int) -> Packer:
+    """Square blocks, whole, for `tl.dot`."""
+    return lambda weight, mask: (Block.pack(weight, mask, (block, block), Tile(block), block),)
+
+
+def dense_dot_pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
+    return (Dense.pack(weight, mask, Tile(64), 64),)
 
 
 def nm_pack(n_alive: int, n_of: int) -> Packer:
@@ -135,6 +145,17 @@ class _Candidate:
     group: int
 
 
+def _dot_candidates(mask: Tensor, itemsize: int, suffix: str) -> list[_Candidate]:
+    n, k = mask.shape
+    whole = _work(-(-n // 64) * 64 * k, 0, 64, 0, itemsize)
+    found = [_Candidate("dense (tl.dot)", dense_dot_pack, (("dotdense" + suffix, whole),), 64)]
+    for b in DOT_BLOCKS:
+        blocks = int((_block_counts(mask, (b, b)) > 0).sum())
+        work = _work(blocks * b * b, 0, b, blocks, itemsize)
+        found.append(_Candidate(f"block {b}x{b} (tl.dot)", dot_pack(b), ((f"dot{b}{suffix}", work),), b))
+    return found
+
+
 def _candidates(mask: Tensor, rates: Rates, itemsize: int, suffix: str, tokens: int) -> list[_Candidate]:
     n, k = mask.shape
     rows = -(-n // BLOCK_TILE.rows) * BLOCK_TILE.rows
@@ -185,22 +206,32 @@ def cover(
     bits: int = 32,
     scale: Tensor | None = None,
     extra_s: float = 0.0,
+    dots: bool = True,
+    integer: bool = False,
 ) -> Cover:
     """The fastest predicted way to multiply `images` times `tokens` tokens by weight [N, K] with this mask.
 
     bits 8 or 4 with `scale` [N]: the weight is quantised; its values are stored as integers. extra_s: time that
-    only the dense way spends, such as an activation that a specialised kernel fuses.
+    only the dense way spends, such as an activation that a specialised kernel fuses. dots=False leaves out the
+    block-dot kernel, which convolutions cannot use. integer: int8 x int8 arithmetic (bits 8), input quantised per
+    token.
     """
     rates = rates or rates_for(weight.device)
     n, k = weight.shape
     mask = mask.bool()
     quantised = bits in (8, 4) and scale is not None
-    suffix = f"/int{bits}" if quantised else ""
+    if integer and not (quantised and bits == 8):
+        raise ValueError("cover: integer arithmetic needs 8-bit weights and their scale")
+    suffix = ("/i8" if integer else f"/int{bits}") if quantised else ""
     itemsize = 1 if quantised else weight.element_size()
     options = _candidates(mask, rates, itemsize, suffix, tokens)
+    if integer:  # sums of more columns than this are not exact in the float32 that the row-group kernel adds in
+        options = [o for o in options if o.name == "fine-grained" or k <= EXACT_COLUMNS]
+    if dots:
+        options += _dot_candidates(mask, itemsize, suffix)
     ways: list[tuple[Prediction, _Candidate | None]] = []
     for option in options:
-        time_s = time_of((n, k), option.works, tokens, images, rates, option.group)
+        time_s = time_of((n, k), option.works, tokens, images, rates, option.group, integer)
         flops = 2 * sum(w.macs for _, w in option.works) * tokens * images
         nbytes = sum(w.storage_bytes for _, w in option.works)
         name = f"int{bits} {option.name}" if quantised else option.name
@@ -208,11 +239,12 @@ def cover(
     # A mixed cover walks twice as many lists; a gain within the error of the model is not worth that.
     single = min(p.time_s for p, o in ways if o is not None and len(o.works) == 1)
     ways = [(p, o) for p, o in ways if o is None or len(o.works) == 1 or p.time_s < MIXED_GAIN * single]
-    dense_s = dense_time((n, k), tokens * images, rates) + extra_s
+    dense_s = float("inf") if integer else dense_time((n, k), tokens * images, rates) + extra_s
     dense = Prediction(
         "dense (PyTorch)", dense_s, 2 * n * k * tokens * images, weight.numel() * weight.element_size()
     )
-    ways.append((dense, None))
+    if not integer:
+        ways.append((dense, None))
     ways.sort(key=lambda way: way[0].time_s)
     best, option = ways[0]
     table = tuple(p for p, _ in ways)
@@ -234,4 +266,4 @@ def predicted_by_parts(
     return predict_parts(parts, tokens, rates or rates_for("cpu"))
 
 
-__all__ = ["BLOCKS", "Cover", "cover", "predicted_by_parts", "tokens_per_panel"]
+__all__ = ["BLOCKS", "Cover", "cover", "predicted_by_parts"]

@@ -116,7 +116,7 @@ def choose(site: SparseSite) -> nn.Module:
         module = chooser(site)
         if module is not None:
             return module
-    return DenseAttention(site) if site.op == "attention" else specialised(site)
+    return specialised(site)
 
 
 class DenseSite(nn.Module):
