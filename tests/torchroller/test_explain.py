@@ -49,7 +49,7 @@ def test_the_last_report_covers_what_was_compiled_before():
     torch._dynamo.reset()
     net = torch.compile(lambda x: torch.tanh(x) * 3 + 1, backend="roller")
     net(torch.randn(8, 8))
-    assert any("tanh" in k.name for k in torchroller.last_report().kernels)
+    assert any("tanh" in str(k.expr) for k in torchroller.last_report().kernels)
 
 
 def test_training_shows_forward_and_backward():
