@@ -265,7 +265,10 @@ def explain(
     kwargs:  keyword arguments of the model; `options` go to the backend, `mode` to torch.compile
     The model runs under the caller's grad mode: a training graph shows its forward pass, and its backward
     pass once that has run. Compiled code of earlier torch.compile calls is dropped (torch._dynamo.reset).
+    Raises ValueError when both a mode and options are given, which torch.compile does not take.
     """
+    if mode is not None and options:
+        raise ValueError(f"mode {mode!r} and options {sorted(options)} exclude each other in torch.compile")
     import torch
 
     from torchroller import backend
@@ -273,11 +276,7 @@ def explain(
 
     torch._dynamo.reset()
     before = {id(p) for p in backend.last_plans()}
-    compiled: Any = (
-        torch.compile(model, backend="roller", mode=mode)
-        if mode
-        else torch.compile(model, backend="roller", options=options or None)
-    )
+    compiled: Any = torch.compile(model, backend=backend.roller, mode=mode, options=options or None)
     call_with = kwargs or {}
     start = time.perf_counter()
     compiled(*inputs, **call_with)

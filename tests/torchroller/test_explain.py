@@ -7,6 +7,7 @@ import torch
 
 import torchroller
 from torchroller.__main__ import main
+from torchroller.backend import roller
 
 
 class Net(torch.nn.Module):
@@ -45,9 +46,14 @@ def test_explain_measures_where_asked():
     assert "x eager" in str(made)
 
 
+def test_mode_and_options_exclude_each_other():
+    with pytest.raises(ValueError, match=r"mode 'max-autotune' and options \['topk'\] exclude"):
+        torchroller.explain(torch.relu, torch.randn(4), mode="max-autotune", topk=2)
+
+
 def test_the_last_report_covers_what_was_compiled_before():
     torch._dynamo.reset()
-    net = torch.compile(lambda x: torch.tanh(x) * 3 + 1, backend="roller")
+    net = torch.compile(lambda x: torch.tanh(x) * 3 + 1, backend=roller)
     net(torch.randn(8, 8))
     assert any("tanh" in str(k.expr) for k in torchroller.last_report().kernels)
 
