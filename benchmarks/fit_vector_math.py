@@ -2,9 +2,9 @@
 
     python benchmarks/fit_vector_math.py > torchroller/triton_cpu/vector_math/coefficients.py
 
-Each row is a weighted minimax problem, solved by Remez exchange in 60-digit arithmetic (mpmath): find p of the
-given number of coefficients with max |weight(x) (f(x) - p(u(x)))| least. Coefficients are then rounded one by
-one, the rest fitted again (least squares) to what each rounding left.
+Each row is a weighted minimax problem, solved by Remez exchange in 60-digit arithmetic (mpmath): find p of
+the given number of coefficients with max |weight(x) (f(x) - p(u(x)))| least. Coefficients are then rounded
+one by one, the rest fitted again (least squares) to what each rounding left.
 """
 
 from __future__ import annotations
@@ -55,26 +55,28 @@ FITS = [
         QUARTER_PI_SQUARED, 3, lambda s: s**2),
     Fit("TAN", "(tan(r)/r - 1) / s", _sqrt(lambda r: (mp.tan(r) / r - 1) / r**2), 0, QUARTER_PI_SQUARED, 7,
         lambda s: s),
-    Fit("ATAN", "(atan(x)/x - 1) / s, s = x², |x| ≤ 1", _sqrt(lambda x: (mp.atan(x) / x - 1) / x**2), 0, 1, 10,
-        lambda s: s),
+    Fit("ATAN", "(atan(x)/x - 1) / s, s = x², |x| ≤ 1", _sqrt(lambda x: (mp.atan(x) / x - 1) / x**2), 0, 1,
+        10, lambda s: s),
     Fit("ASIN", "(asin(x)/x - 1) / s, |x| ≤ 1/2", _sqrt(lambda x: (mp.asin(x) / x - 1) / x**2), 0,
         mp.mpf("0.25"), 6, lambda s: s),
+    Fit("TANH", "(tanh(x)/x - 1) / s, |x| ≤ 0.65", _sqrt(lambda x: (mp.tanh(x) / x - 1) / x**2), 0,
+        mp.mpf("0.4225"), 6, lambda s: s),
     Fit("ERF_SMALL", "erf(x)/x - 1 as a polynomial in x², |x| ≤ 0.95", _sqrt(lambda x: mp.erf(x) / x - 1), 0,
         mp.mpf("0.9025"), 7),
-    Fit("ERF_LARGE", "-log(1 - erf(t)) / t, 0.93 ≤ t ≤ 4", lambda t: -mp.log(mp.erfc(t)) / t, mp.mpf("0.93"), 4,
-        8, lambda t: t * mp.erfc(t)),
+    Fit("ERF_LARGE", "-log(1 - erf(t)) / t, 0.93 ≤ t ≤ 4", lambda t: -mp.log(mp.erfc(t)) / t, mp.mpf("0.93"),
+        4, 8, lambda t: t * mp.erfc(t)),
     Fit("LOG2_F64", "log2((1 + z) / (1 - z)) / z as a polynomial in z² (for pow in f32)",
         _sqrt(lambda z: mp.log((1 + z) / (1 - z), 2) / z), 0, Z**2, 6, element="f64"),
-    Fit("EXP2_F64", "(exp2(r) - 1) / r, |r| ≤ 1/2 (for pow in f32)", lambda r: mp.expm1(r * LN2) / r, -0.5, 0.5,
-        9, lambda r: r, element="f64"),
-    Fit("EXP_F64", "(exp(r) - 1 - r) / r², |r| ≤ ln2/2", lambda r: (mp.expm1(r) - r) / r**2, -LN2 / 2, LN2 / 2,
-        11, lambda r: r**2, element="f64"),
-    Fit("EXPM1_F64", "the same, relative to exp(r) - 1", lambda r: (mp.expm1(r) - r) / r**2, -LN2 / 2, LN2 / 2,
-        11, lambda r: r**2 / mp.expm1(r), element="f64"),
+    Fit("EXP2_F64", "(exp2(r) - 1) / r, |r| ≤ 1/2 (for pow in f32)", lambda r: mp.expm1(r * LN2) / r, -0.5,
+        0.5, 9, lambda r: r, element="f64"),
+    Fit("EXP_F64", "(exp(r) - 1 - r) / r², |r| ≤ ln2/2", lambda r: (mp.expm1(r) - r) / r**2, -LN2 / 2,
+        LN2 / 2, 11, lambda r: r**2, element="f64"),
+    Fit("EXPM1_F64", "the same, relative to exp(r) - 1", lambda r: (mp.expm1(r) - r) / r**2, -LN2 / 2,
+        LN2 / 2, 11, lambda r: r**2 / mp.expm1(r), element="f64"),
     Fit("LOG_F64", "(log((1 + z)/(1 - z)) - 2z) / z³ as a polynomial in z²",
         _sqrt(lambda z: (mp.log((1 + z) / (1 - z)) - 2 * z) / z**3), 0, Z**2, 8, lambda s: s, element="f64"),
-    Fit("SIN_F64", "(sin(r)/r - 1) / s", _sqrt(lambda r: (mp.sin(r) / r - 1) / r**2), 0, QUARTER_PI_SQUARED, 7,
-        lambda s: s, element="f64"),
+    Fit("SIN_F64", "(sin(r)/r - 1) / s", _sqrt(lambda r: (mp.sin(r) / r - 1) / r**2), 0, QUARTER_PI_SQUARED,
+        7, lambda s: s, element="f64"),
     Fit("COS_F64", "(cos(r) - 1 + s/2) / s²", _sqrt(lambda r: (mp.cos(r) - 1 + r**2 / 2) / r**4), 0,
         QUARTER_PI_SQUARED, 7, lambda s: s**2, element="f64"),
 ]  # fmt: skip
@@ -89,7 +91,7 @@ def sample(fit: Fit) -> tuple[list, list, list]:
 
 
 def minimax(grid: list, targets: list, weights: list, count: int) -> tuple[list, object]:
-    """(coefficients, largest weighted error) of the best polynomial, by Remez exchange from Chebyshev points."""
+    """(coefficients, largest weighted error) of the best polynomial: Remez exchange from Chebyshev points."""
     size = len(grid)
     nodes = [
         round((size - 1) * (1 - mp.cos(mp.pi * (2 * i + 1) / (2 * count + 2))) / 2) for i in range(count + 1)
@@ -135,9 +137,7 @@ def rounded(value: object, element: str) -> float:
 
 
 def main() -> None:
-    print(
-        '"""Polynomial coefficients, lowest power first. Written by benchmarks/fit_vector_math.py; do not edit.'
-    )
+    print('"""Polynomial coefficients, lowest power first. benchmarks/fit_vector_math.py writes this file.')
     print(
         '\nThe error behind each is the largest weighted error of the polynomial before its rounding.\n"""\n'
     )

@@ -30,7 +30,7 @@ TRITON_MAX_NUMEL = 1 << 20  # triton.language.core.TRITON_MAX_TENSOR_NUMEL: elem
 class MemLevel:
     """One level of the memory hierarchy.
 
-    capacity_bytes and bandwidth_bytes_per_s belong to one instance, which one unit (`private`) or all units use.
+    capacity_bytes and bandwidth_bytes_per_s belong to one instance, which one unit (`private`) or all use.
     `run_overhead_bytes` is what starting a new contiguous run
     costs, in bytes not transferred meanwhile: hardware prefetchers and TLBs make it large on a CPU.
     """

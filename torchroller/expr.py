@@ -2,7 +2,7 @@
 
     kernel  := TensorExpr(axes, values, writes)          one fused kernel, one iteration space
     axes    := (Axis ...)                                spatial first, then reduce
-    values  := (Value ...)                               SSA; each is a scalar at one point of the iteration space
+    values  := (Value ...)                               SSA; a scalar at one point of the iteration space
     value   := load | const | index | call | reduce | dot
     access  := tensor, affine index per tensor dimension, strides
 
@@ -169,17 +169,35 @@ class TensorExpr:
     def dots(self) -> tuple[Value, ...]:
         return tuple(v for v in self.values if v.kind == "dot")
 
+    def varies(self) -> tuple[bool, ...]:
+        """Per value: does it move along a reduce axis, or is it one number per spatial point."""
+        reduce_names = {a.name for a in self.reduce}
+        found: list[bool] = []
+        for v in self.values:
+            if v.kind in ("reduce", "dot"):
+                found.append(any(found[i] for i in v.args) and not reduce_names <= set(v.over))
+                continue
+            own = v.axis in reduce_names
+            if v.access is not None:
+                own = any(name in reduce_names for a in v.access.index for name, _ in a.terms)
+                own = own or any(found[a.indirect] for a in v.access.index if a.indirect is not None)
+            found.append(own or any(found[i] for i in v.args))
+        return tuple(found)
+
     def flops(self, tile: Mapping[str, int] | None = None) -> int:
         """Floating-point operations of a tile (default: everything); a dot or a multiply-add counts two."""
         extent = {a.name: a.extent for a in self.axes} | dict(tile or {})
         points = math.prod(extent[a.name] for a in self.spatial)
         inner = math.prod(extent[a.name] for a in self.reduce)
+        varies = self.varies()
         total = 0
-        for v in self.values:
+        for i, v in enumerate(self.values):
             if v.kind == "dot":
                 total += 2 * points * math.prod(extent[a] for a in v.over)
-            elif v.kind in ("call", "reduce"):
-                total += points * (inner if self.reduce else 1)
+            elif v.kind == "reduce":
+                total += points * (inner if any(varies[j] for j in v.args) else 1)
+            elif v.kind == "call":
+                total += points * (inner if varies[i] else 1)
         return total
 
     def bytes(self) -> int:

@@ -1,8 +1,9 @@
 """Reading the CPU under us into a `DeviceSpec`: caches and cores from sysfs, vectors from LLVM.
 
-Nothing is timed unless `measure` is called (`python -m torchroller devices --measure`): a spec is the same in
-every process of a machine, so the same graph gives the same kernels. What the operating system does not say
-(bandwidths, the clock under load) is derived from stated rules of thumb, or from the saved measurement.
+Nothing is timed here (`calibrate.measure` does, for `python -m torchroller devices --measure`): a spec is
+the same in every process of a machine, so the same graph gives the same kernels. What the operating system
+does not say (bandwidths, the clock under load) is derived from stated rules of thumb, or taken from the
+saved measurement.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _DEFAULT_HZ = 3.0e9
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `measure` found, per core and for the whole machine."""
+    """What `calibrate.measure` found, per core and for the whole machine."""
 
     fma_flops_per_core: float
     dram_bytes_per_s: float
@@ -209,12 +209,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-def calibration_path() -> Path:
-    home = os.environ.get("TORCHROLLER_CACHE_DIR")
-    base = (
-        Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchroller"
+def cache_root() -> Path:
+    """Where torchroller keeps things on disk: $TORCHROLLER_CACHE_DIR, or torchroller in the user's cache."""
+    own = os.environ.get("TORCHROLLER_CACHE_DIR")
+    return (
+        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchroller"
     )
-    return base / "devices" / f"{platform.node() or 'host'}.json"
+
+
+def calibration_path() -> Path:
+    return cache_root() / "devices" / f"{platform.node() or 'host'}.json"
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:
@@ -231,32 +235,3 @@ def save_calibration(found: Calibration, path: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(found), indent=1))
     return path
-
-
-def measure(seconds: float = 1.0, cores: int | None = None) -> Calibration:
-    """Time a matrix multiplication and a copy with torch: a lower bound for the peaks of this machine."""
-    import torch
-
-    units = cores or usable_cores()
-    before = torch.get_num_threads()
-    a = torch.rand(512, 512, dtype=torch.float32)
-    big = torch.rand(16 * MiB // 4 * 4)
-    out, product = torch.empty_like(big), torch.empty_like(a)
-
-    def best(fn, budget: float) -> float:
-        fastest, stop = float("inf"), time.perf_counter() + budget
-        while time.perf_counter() < stop:
-            start = time.perf_counter()
-            fn()
-            fastest = min(fastest, time.perf_counter() - start)
-        return fastest
-
-    try:
-        torch.set_num_threads(1)
-        flops = 2 * 512**3 / best(lambda: torch.mm(a, a, out=product), seconds / 4)
-        one = 2 * big.nbytes / best(lambda: torch.add(big, 1, out=out), seconds / 4)
-        torch.set_num_threads(units)
-        every = 2 * big.nbytes / best(lambda: torch.add(big, 1, out=out), seconds / 2)
-    finally:
-        torch.set_num_threads(before)
-    return Calibration(flops, every, one, units)

@@ -340,9 +340,23 @@ def _levels(space: Space, device: DeviceSpec, c: _Candidate) -> tuple[tuple[str,
     return (
         (device.dram.name, space.tile(space.extents)),
         *((level.name, held) for level in device.shared_levels),
-        *((level.name, space.tile(c.extents)) for level in device.private_levels),
+        *((level.name, space.tile(c.extents)) for level in device.private_levels[:-1]),
+        *(
+            (level.name, space.tile(_innermost_tile(space, device, c)))
+            for level in device.private_levels[-1:]
+        ),
         ("registers", space.tile(_register_tile(space, device, c))),
     )
+
+
+def _innermost_tile(space: Space, device: DeviceSpec, c: _Candidate) -> Extents:
+    """What the innermost private level keeps: the block; in a core's L1 one panel of rows and columns."""
+    if not (device.is_cpu and space.has_dot):
+        return c.extents
+    tile = list(c.extents)
+    for axes, width in zip((space.m_axes, space.n_axes), register_block(c.tiled)):
+        _fill(tile, c.extents, axes, width)
+    return tuple(tile)
 
 
 def _register_tile(space: Space, device: DeviceSpec, c: _Candidate) -> list[int]:

@@ -149,7 +149,7 @@ class Space:
         self.points = math.prod(self.extents)
         self.flops = float(expr.flops())
         self._number = {name: i for i, name in enumerate(self.names)}
-        self._varies, self._depth = self._dependence()
+        self._varies, self._depth = expr.varies(), self._finished()
         combining = [i for i, v in enumerate(expr.values) if v.kind in ("reduce", "dot")]
         self.passes = max((self._depth[i] for i in combining), default=0)
         self.operands = self._operands()
@@ -215,25 +215,14 @@ class Space:
 
     # -- reading the expression --------------------------------------------------------------------
 
-    def _dependence(self) -> tuple[list[bool], list[int]]:
-        """Per value: does it vary along a reduce axis, and after how many reductions it is known."""
-        reduce_names = {self.names[i] for i in self.reduce}
-        varies: list[bool] = []
+    def _finished(self) -> list[int]:
+        """Per value: how many reductions, one after the other, must be done before it is known."""
         depth: list[int] = []
         for v in self.expr.values:
-            before = max((depth[i] for i in v.args), default=0)
-            if v.kind in ("reduce", "dot"):
-                varies.append(any(varies[i] for i in v.args) and not reduce_names <= set(v.over))
-                depth.append(before + 1)
-                continue
-            own = v.axis in reduce_names
-            if v.access is not None:
-                own = any(name in reduce_names for a in v.access.index for name, _ in a.terms)
-                gathered = [a.indirect for a in v.access.index if a.indirect is not None]
-                own = own or any(varies[i] for i in gathered)
-            varies.append(own or any(varies[i] for i in v.args))
-            depth.append(before)
-        return varies, depth
+            gathered = [a.indirect for a in v.access.index if a.indirect is not None] if v.access else []
+            before = max((depth[i] for i in (*v.args, *gathered)), default=0)
+            depth.append(before + (v.kind in ("reduce", "dot")))
+        return depth
 
     def _needs(self, start: int, through: bool = False) -> set[int]:
         """Values that `start` is computed from, stopping at finished reductions unless `through`."""

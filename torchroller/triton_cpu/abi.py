@@ -22,7 +22,10 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .lowering import LoweredModule
 
 GRID_OFFSET, THREADS_OFFSET, CHUNK_OFFSET, PARALLEL_OFFSET = 0, 24, 32, 40
 SCRATCH_OFFSET, SCRATCH_STRIDE_OFFSET, ARGUMENTS_OFFSET, SLOT_BYTES = 48, 56, 64, 8
@@ -40,15 +43,6 @@ _FORMATS = {
     "u1": "Q", "u8": "Q", "u16": "Q", "u32": "Q", "u64": "Q",
     "fp16": "e6x", "bf16": "Q", "fp32": "f4x", "f32": "f4x", "fp64": "d",
 }  # fmt: skip
-
-
-class Lowered(Protocol):
-    """What the wrapper needs of a lowered program (`lowering.LoweredModule`)."""
-
-    name: str
-    ir: str
-    params: tuple[str, ...]
-    scratch_bytes: int
 
 
 def slot_format(triton_type: str) -> str:
@@ -115,7 +109,7 @@ def pack_block(
     return ctypes.create_string_buffer(data, len(data))
 
 
-def wrap(lowered: Lowered) -> str:
+def wrap(lowered: LoweredModule) -> str:
     """The IR of a whole kernel: the lowered `@program` with `@worker` and `@entry` around it."""
     loads, values = [], []
     for index, llvm_type in enumerate(lowered.params):
@@ -125,7 +119,7 @@ def wrap(lowered: Lowered) -> str:
         [*values, "i32 %x", "i32 %y", "i32 %z", "i32 %gx32", "i32 %gy32", "i32 %gz32", "ptr %scratch"]
     )
     argument_loads = "\n".join(f"  {line}" for line in loads)
-    return f"""{lowered.ir.rstrip()}
+    return f"""{_without_duplicate_declarations(lowered.ir).rstrip()}
 
 define internal void @worker(ptr %state) {{
 entry:
@@ -176,7 +170,7 @@ run:
   %x = phi i32 [ %x0, %decode ], [ %x.next, %run ]
   %y = phi i32 [ %y0, %decode ], [ %y.next, %run ]
   %z = phi i32 [ %z0, %decode ], [ %z.next, %run ]
-  call void @program({call})
+  call void @program({call}) alwaysinline
   %x.up = add i32 %x, 1
   %x.wrap = icmp uge i32 %x.up, %gx32
   %x.next = select i1 %x.wrap, i32 0, i32 %x.up
@@ -248,10 +242,20 @@ parallel:
 done:
   ret void
 }}
-
-declare i64 @llvm.umin.i64(i64, i64)
-declare i64 @llvm.umax.i64(i64, i64)
 """
+
+
+def _without_duplicate_declarations(ir: str) -> str:
+    """IR text with one of each `declare` line: LLVM refuses a second, and pieces of a kernel share libm."""
+    seen: set[str] = set()
+    kept = []
+    for line in ir.splitlines():
+        if line.startswith("declare "):
+            if line.strip() in seen:
+                continue
+            seen.add(line.strip())
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def _load_argument(index: int, llvm_type: str) -> list[str]:

@@ -23,6 +23,9 @@ BACKEND = "cpu"
 class CPUOptions:
     """What a kernel is compiled with. The first group shapes the code; Triton's frontend reads the rest.
 
+    `full_optimization` runs all of LLVM's O3, for kernels with scalar loops of their own: three times the
+    optimiser's time. `emit_asm=False` leaves out the assembly text.
+
     Launch options of GPU backends are accepted, so that kernels and autotuner configurations written for a
     GPU run unchanged, and have no effect.
     """
@@ -33,6 +36,7 @@ class CPUOptions:
     vector_bits: int = 0
     enable_fp_fusion: bool = True
     emit_asm: bool = True
+    full_optimization: bool = False
 
     num_warps: int = 4
     num_ctas: int = 1
@@ -48,6 +52,7 @@ class CPUOptions:
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
     instrumentation_mode: str = ""
+    fpsan_homomorphic_casts: bool = False
     backend_name: str = BACKEND
     ir_override: str | None = None
 
@@ -62,6 +67,11 @@ class CPUOptions:
     kpack: int = 1
     allow_flush_denorm: bool = False
     schedule_hint: str = "none"
+    sched4reg: bool = False
+    clc: bool = False
+    min_shared_mem: int | None = None
+    llvm_fn_attrs: str | tuple[tuple[str, str], ...] = ""
+    wgp_cu_mode: str = "wgp"
 
     def hash(self) -> str:
         """A digest of every option."""
@@ -126,7 +136,8 @@ class CPUBackend(BaseBackend):
             given["enable_fp_fusion"] = knobs.language.default_fp_fusion
         if isinstance(given.get("extern_libs"), dict):
             given["extern_libs"] = tuple(given["extern_libs"].items())
-        return CPUOptions(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        hashable: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+        return CPUOptions(**hashable)
 
     def pack_metadata(self, metadata: Any) -> tuple[int, int, int]:
         return metadata.num_warps, metadata.num_ctas, metadata.shared
@@ -160,27 +171,61 @@ class CPUBackend(BaseBackend):
         stages["obj"] = pipeline.obj
 
 
+# Block pointers and tensor descriptors become plain pointers; Triton 3.8 has no pass for the former, because
+# its frontend does it.
+_TTIR_PASSES = (
+    ("common", "inliner"),
+    ("ttir", "rewrite_tensor_pointer"),
+    ("ttir", "rewrite_tensor_descriptor_to_pointer"),
+    ("common", "canonicalizer"),
+    ("ttir", "combine"),
+    ("ttir", "reorder_broadcast"),
+    ("common", "cse"),
+    ("common", "symbol_dce"),
+    ("ttir", "loop_unroll"),
+)
+
+
+def _inline_all(text: str) -> str:
+    """A printed module with its noinline functions inlined: a call has no advantage on a CPU."""
+    import tempfile
+
+    from triton._C.libtriton import ir, passes
+
+    context = ir.context()
+    ir.load_dialects(context)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "module.ttir"
+        path.write_text(text.replace("noinline = true", "noinline = false"))
+        module = ir.parse_mlir_module(str(path), context)
+    module.context = context  # it must outlive the module
+    manager = ir.pass_manager(context)
+    manager.enable_debug()
+    passes.common.add_inliner(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.common.add_cse(manager)
+    passes.common.add_symbol_dce(manager)
+    manager.run(module, "inline_all")
+    return str(module)
+
+
 class _Pipeline:
     """The stages of one compilation; the optimised module is handed on beside its text, to parse it once."""
 
     def __init__(self, options: CPUOptions) -> None:
         self.options = options
         self.optimized: Any = None
+        self.assembly: str | None = None
 
     def ttir(self, module: Any, metadata: dict[str, Any]) -> Any:
         from triton._C.libtriton import ir, passes
 
         manager = ir.pass_manager(module.context)
         manager.enable_debug()
-        passes.common.add_inliner(manager)
-        passes.ttir.add_rewrite_tensor_pointer(manager)
-        passes.ttir.add_rewrite_tensor_descriptor_to_pointer(manager)
-        passes.common.add_canonicalizer(manager)
-        passes.ttir.add_combine(manager)
-        passes.ttir.add_reorder_broadcast(manager)
-        passes.common.add_cse(manager)
-        passes.common.add_symbol_dce(manager)
-        passes.ttir.add_loop_unroll(manager)
+        for group, name in _TTIR_PASSES:
+            add = getattr(getattr(passes, group), f"add_{name}", None)
+            if add is not None:
+                add(manager)
         manager.run(module, "make_ttir")
         return module
 
@@ -191,13 +236,18 @@ class _Pipeline:
 
         wanted = [option.name for option in fields(LowerOptions) if hasattr(self.options, option.name)]
         options = LowerOptions(**{name: getattr(self.options, name) for name in wanted})
-        lowered = lower(str(module), options)  # the text carries locations: errors name the user's line
+        text = str(module)  # with locations: errors name the user's line
+        if "noinline = true" in text:
+            text = _inline_all(text)
+        lowered = lower(text, options)
         metadata["name"] = lowered.name
         metadata["params"] = list(lowered.params)
         metadata["scratch_bytes"] = lowered.scratch_bytes
+        metadata["asserts"] = lowered.asserts
         # Kernels divide the shared memory of a device by this to choose a grid (Triton's softmax tutorial).
         metadata["shared"] = max(1, lowered.scratch_bytes)
-        self.optimized = jit.optimize(lowered.name, abi.wrap(lowered), select_cpu(self.options.arch))
+        cpu, full = select_cpu(self.options.arch), self.options.full_optimization
+        self.optimized = jit.optimize(lowered.name, abi.wrap(lowered), cpu, full=full)
         return self.optimized.ir
 
     def _module(self, ir: str, metadata: dict[str, Any]) -> Any:
@@ -209,9 +259,18 @@ class _Pipeline:
         return self.optimized
 
     def asm(self, ir: str, metadata: dict[str, Any]) -> str:
-        return self._module(ir, metadata).assembly()
+        self.assembly = self._module(ir, metadata).assembly()
+        return self.assembly
 
     def obj(self, previous: str, metadata: dict[str, Any]) -> bytes:
-        # After the asm stage `previous` is assembly, which is for reading only.
-        module = self.optimized if self.options.emit_asm else self._module(previous, metadata)
-        return module.object_code()
+        if not self.options.emit_asm:
+            return self._module(previous, metadata).object_code()
+        if previous is not self.assembly:
+            raise ValueError(
+                f"The assembly of kernel `{metadata['name']}` cannot be overridden: LLVM ends the "
+                "process on a mistake in it. Override its .llir or .ttir instead."
+            )
+        from . import jit
+        from .cpu import select_cpu
+
+        return jit.assemble(metadata["name"], previous, select_cpu(self.options.arch))

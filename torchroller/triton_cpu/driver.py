@@ -7,6 +7,7 @@ not raise. It holds exactly one concrete subclass of DriverBase, because Triton 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 import time
@@ -103,13 +104,16 @@ class CPUUtils:
     def entry_address(self, kernel: Any) -> int:
         """Address of `void entry(block)` of a CompiledKernel or of the function that load_binary gave.
 
-        The code stays loaded as long as the kernel (or function) that was passed is alive.
+        The code stays loaded as long as the kernel (or function) that was passed is alive. It is loaded here,
+        not by the active driver, which on a machine with a GPU is another one.
         """
         import ctypes
 
-        if hasattr(kernel, "_init_handles"):
-            kernel._init_handles()
-            kernel = kernel.function
+        if hasattr(kernel, "asm"):
+            loaded = getattr(kernel, "_cpu_function", None)
+            if loaded is None:
+                loaded = kernel._cpu_function = self.load_binary(kernel.name, kernel.asm["obj"], 0, 0)[1]
+            kernel = loaded
         address = ctypes.cast(kernel, ctypes.c_void_p).value
         assert address is not None
         return address
@@ -166,9 +170,7 @@ class CPUDriver(DriverBase):
         return current_target()
 
     def get_active_torch_device(self) -> Any:
-        import torch
-
-        return torch.device("cpu")
+        return importlib.import_module("torch").device("cpu")
 
     def get_current_device(self) -> int:
         return 0
@@ -206,12 +208,11 @@ class CPUDriver(DriverBase):
 
     def get_empty_cache_for_benchmark(self) -> Any:
         """A tensor as large as the last-level cache (at most 256 MiB), to overwrite between measurements."""
-        import torch
-
         from .cpu import caches
 
         sizes = caches()
         size_bytes = min(max(filter(None, (sizes.l3_bytes, sizes.l2_bytes, 1 << 25))), 1 << 28)
+        torch = importlib.import_module("torch")
         return torch.empty(size_bytes // 4, dtype=torch.int32)
 
     def clear_cache(self, cache: Any) -> None:

@@ -22,8 +22,8 @@ class UnsupportedOperation(TritonCPUError):
             f"The Triton CPU backend cannot lower `{op}`\n"
             f"  at {where}\n"
             f"  {detail}\n"
-            "Rewrite that line with operations that are lowered (docs/triton-cpu.md lists them), or run the "
-            "kernel with TRITON_INTERPRET=1 to get its numbers without compiling it."
+            "Write that line with other operations, or run the kernel with TRITON_INTERPRET=1 to get its "
+            "numbers without compiling it."
         )
 
     def __reduce__(self):  # Triton deep-copies errors that it stores
@@ -44,6 +44,20 @@ class InvalidIR(TritonCPUError):
 
     def __reduce__(self):
         return type(self), (self.kernel, self.message, self.excerpt)
+
+
+class DeviceAssertion(TritonCPUError, AssertionError):
+    """A `tl.device_assert` of a kernel compiled in debug mode did not hold; `program` is its id (x, y, z)."""
+
+    def __init__(self, kernel: str, message: str, program: tuple[int, int, int]) -> None:
+        self.kernel, self.message, self.program = kernel, message, program
+        super().__init__(
+            f"Assertion failed in kernel `{kernel}`, program {program}: {message}\n"
+            "That program stopped there; others ran on, so what the launch wrote is incomplete."
+        )
+
+    def __reduce__(self):
+        return type(self), (self.kernel, self.message, self.program)
 
 
 class UnknownCPU(TritonCPUError):

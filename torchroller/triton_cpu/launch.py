@@ -12,7 +12,7 @@ from typing import Any
 
 from . import abi, openmp
 from .cpu import missing_on_host, select_cpu
-from .errors import IncompatibleCPU
+from .errors import DeviceAssertion, IncompatibleCPU
 
 _thread = threading.local()
 
@@ -49,6 +49,17 @@ def pointer(value: Any, name: str) -> int:
     return value.data_ptr()
 
 
+def raise_failed_assertion(kernel: str) -> None:
+    """Raise DeviceAssertion if a tl.device_assert did not hold since the last call."""
+    from .jit import assertion_record
+
+    address, *program = assertion_record
+    if address:
+        assertion_record[0] = 0
+        message = ctypes.string_at(address).decode(errors="replace")
+        raise DeviceAssertion(kernel, message, tuple(program))
+
+
 class CPULauncher:
     """Runs one compiled kernel on the tensors and numbers of a launch (Triton's `launcher_cls`)."""
 
@@ -69,8 +80,12 @@ class CPULauncher:
             tuple(src.signature), leaves, abi.scratch_stride(metadata.scratch_bytes)
         )
 
+        self._name = metadata.name if getattr(metadata, "asserts", False) else ""
+
     def __call__(self, *launch: Any) -> None:
         self._call(*launch)
+        if self._name:
+            raise_failed_assertion(self._name)
 
 
 def flatten_signature(signature: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -107,7 +122,7 @@ def _specialised_call(
     packed = []
     for triton_type, value in leaves:
         if triton_type.startswith("*"):
-            argument = re.match(r"a(\d+)", value)[1]
+            argument = re.findall(r"\d+", value)[0]  # the first number in a3[0].base is that of the parameter
             fast = f"{value}.data_ptr() if {value}.__class__ is Tensor and {value}.is_cpu"
             packed.append(f"({fast} else pointer({value}, names[{argument}]))")
         elif triton_type == "bf16":

@@ -58,7 +58,8 @@ def _mapped_runtimes() -> list[str]:
 def _rank(paths: Iterable[str]) -> list[str]:
     """torch's own copy first: other wheels (scikit-learn, for one) bring theirs."""
     torch = sys.modules.get("torch")
-    home = Path(torch.__file__).parent if torch is not None and getattr(torch, "__file__", None) else None
+    file = getattr(torch, "__file__", None)
+    home = Path(file).parent if file else None
 
     def foreign(path: str) -> bool:
         return home is None or not (home in Path(path).parents or f"{home}.libs" == str(Path(path).parent))

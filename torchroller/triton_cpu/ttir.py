@@ -176,7 +176,8 @@ def result_types(name: str, text: str, signature: str, count: int) -> list[Type]
             depth += ch in "<(" and signature[i - 1 : i + 1] != "->"
             depth -= ch in ">)" and signature[i - 1 : i + 1] != "->"
             if signature[i : i + 2] == "->" and depth == 0:
-                return _type_list(signature[i + 2 :])
+                types = _type_list(signature[i + 2 :])
+                return types * count if len(types) == 1 else types  # tt.split prints the type of both once
     types = [parse_type(t) for t in _split(signature.split(" to ")[-1])] if signature else []
     if name == "arith.constant" and not types:
         return [Type("i1")]
@@ -200,6 +201,11 @@ _NAME = re.compile(r'^"?([A-Za-z_][\w.]*)"?')
 _LOC = re.compile(r" loc\(((?:[^()\"]|\"[^\"]*\"|\((?:[^()\"]|\"[^\"]*\"|\([^()]*\))*\))*)\)")
 
 
+# Frames inside Triton's own library (tl.sum, tl.softmax …): the user's line is the one that called it.
+_LIBRARY = re.compile(r"[/\\]triton[/\\](language|tools)[/\\]")
+_DEPTH = 16
+
+
 class _Reader:
     def __init__(self, text: str) -> None:
         self.aliases = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.M))
@@ -210,16 +216,19 @@ class _Reader:
     def location(self, line: str) -> str:
         """The user's `file:line` behind the last loc(...) of a printed line."""
         found = _LOC.findall(line)
-        text = found[-1] if found else ""
-        for _ in range(12):
-            m = re.search(r'"([^"]+)":(\d+):\d+', text)
-            if m:
-                return f"{m.group(1)}:{m.group(2)}"
-            alias = re.search(r"#loc\d*", text)
-            if not alias or alias.group(0) not in self.aliases:
-                return ""
-            text = self.aliases[alias.group(0)]
-        return ""
+        frames = self.frames(found[-1]) if found else []
+        users = [f for f in frames if not _LIBRARY.search(f)] or frames
+        return users[0] if users else ""
+
+    def frames(self, text: str, depth: int = 0) -> list[str]:
+        """`file:line` of a location and of the calls that led there, innermost first."""
+        frames: list[str] = []
+        for m in re.finditer(r'"([^"]+)":(\d+):\d+|(#loc\d*)', text):
+            if m.group(3) is None:
+                frames.append(f"{m.group(1)}:{m.group(2)}")
+            elif m.group(3) in self.aliases and depth < _DEPTH:
+                frames += self.frames(self.aliases[m.group(3)], depth + 1)
+        return frames
 
     def next(self) -> str:
         line = self.lines[self.position]

@@ -33,6 +33,9 @@ class Code:
         self.declarations: dict[str, str] = {}
         self.scratch_bytes = 0
         self.loop_metadata: list[str] = []
+        self.pointer_roots: dict[
+            str, str
+        ] = {}  # scalar pointers computed from another one → the first of them
 
     # ---- names and lines -------------------------------------------------------------------------------------
     def name(self, hint: str = "t") -> str:
@@ -166,6 +169,7 @@ class Code:
             self.line(f"  br label %join{k}")
         self.line(f"join{k}:")
 
+    # Without nsw: a kernel may let 64-bit numbers wrap (hashes, random numbers).
     # ---- scalar i64 arithmetic -------------------------------------------------------------------------------
     def add(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
@@ -174,14 +178,14 @@ class Code:
             return b
         if b == 0:
             return a
-        return self.let(f"add nsw i64 {a}, {b}")
+        return self.let(f"add i64 {a}, {b}")
 
     def sub(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
             return a - b
         if b == 0:
             return a
-        return self.let(f"sub nsw i64 {a}, {b}")
+        return self.let(f"sub i64 {a}, {b}")
 
     def mul(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, int) and isinstance(b, int):
@@ -192,7 +196,7 @@ class Code:
             return b
         if b == 1:
             return a
-        return self.let(f"mul nsw i64 {a}, {b}")
+        return self.let(f"mul i64 {a}, {b}")
 
     def compare(self, predicate: str, a: Operand, b: Operand) -> str:
         if isinstance(a, int) and isinstance(b, int):

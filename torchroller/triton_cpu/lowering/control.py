@@ -103,7 +103,11 @@ class Carried:
         """Make `value` (the body's argument, or the loop's result) mean what is carried now."""
         low, code, type = self.low, self.low.code, self.arg.type
         if not type.is_tensor:
-            low.set_scalar(value, code.let(f"load {lt.scalar(type.elem)}, ptr {self.slot}"))
+            name = code.let(f"load {lt.scalar(type.elem)}, ptr {self.slot}")
+            low.set_scalar(value, name)
+            if type.elem == "ptr":
+                start = low.scalar(self.init)
+                code.pointer_roots[name] = code.pointer_roots.get(start, start)
         elif self.buffer is not None:
             low.set_tensor(value, stored(self.buffer))
             if value is self.arg:
@@ -174,7 +178,7 @@ def for_loop(low: Lowering, op: Op) -> None:
     predicate = "ult" if op.text.startswith("unsigned") else "slt"
 
     def body(index: Operand) -> None:
-        with low.region():
+        with low.region(), low.loop_body():
             low.set_scalar(block.args[0], str(index))
             for c in carried:
                 c.bind(c.arg)
@@ -242,7 +246,7 @@ def while_loop(low: Lowering, op: Op) -> None:
     head, body, end = code.label("while"), code.label("do"), code.label("done")
     code.line(f"  br label %{head}")
     code.place(head)
-    with code.nest(), low.region():
+    with code.nest(), low.region(), low.loop_body():
         for c in carried:
             c.bind(c.arg)
         low.block(before)
@@ -259,7 +263,7 @@ def while_loop(low: Lowering, op: Op) -> None:
                 low.set_scalar(target, low.scalar(v), low.position(v))
 
     code.place(body)
-    with code.nest(), low.region():
+    with code.nest(), low.region(), low.loop_body():
         bind(after.args)
         low.block(after)
         leave(low, carried, after.ops[-1].operands if after.ops else [])

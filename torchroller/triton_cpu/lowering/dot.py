@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering import microkernel as mk
+from torchroller.triton_cpu.lowering.batched_dot import batches, is_row_major
 from torchroller.triton_cpu.lowering.code import Operand
 from torchroller.triton_cpu.lowering.control import _reads
 from torchroller.triton_cpu.lowering.elementwise import convert
@@ -47,7 +48,7 @@ class Strip:
 def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str] | None:
     """How elements of these types are multiplied here, and the element type that the operands are brought to."""
     wide = ev.vector_bits == 512
-    if a != b:
+    if a != b and not (lt.is_float8(a) and lt.is_float8(b)):
         return None
     if (
         a == "bf16"
@@ -59,6 +60,8 @@ def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str
         return mk.BF16, "bf16"
     if a == "i8" and wide and "avx512vnni" in ev.features and acc == "i32":
         return mk.VNNI, "i8"
+    if lt.is_float8(a) and acc in ("f32", "f16"):
+        return mk.F32, "f32"
     if a in ("f16", "bf16", "f32") and acc in ("f32", "f16", "bf16"):
         return mk.F32, "f32"
     if a == "f64" and acc == "f64":
@@ -72,25 +75,24 @@ def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str
 def dot(low: Lowering, op: Op) -> None:
     ev = low.ev
     a, b, c = (low.tensor(v) for v in op.operands)
-    if len(a.shape) != 2:
-        raise UnsupportedOperation(
-            op.name, op.location or None, f"operands of {len(a.shape)} dimensions; 2 are lowered"
-        )
     found = product_of(ev, a.elem, b.elem, c.elem)
     if found is None:
         raise UnsupportedOperation(
             op.name, op.location or None, f"{a.elem} x {b.elem} accumulated in {c.elem}"
         )
     product, elem = found
-    if product.step > a.shape[1]:
+    if product.step > a.shape[-1]:
         product, elem = (mk.F32, "f32") if product is mk.BF16 else (mk.I32, "i32")
     acc_elem = {"float": "f32", "double": "f64", "i32": "i32"}[product.acc]
     wide_c = c if c.elem == acc_elem else cast(c, acc_elem)
     buffer = accumulator(low, op, wide_c)
-    if buffer.strides != (buffer.shape[1], 1):
+    if not is_row_major(buffer):
         buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, acc_elem, buffer.shape))
     a, b = cast(a, elem), cast(b, elem)
-    versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer))
+    if len(a.shape) == 3:
+        batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z))
+    else:
+        versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer))
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))
 
@@ -115,10 +117,24 @@ def accumulator(low: Lowering, op: Op, c: Tensor) -> Buffer:
         return c.buffer
     if c.buffer is None and _single_use(low, value):
         for pointer, (arg, buffer) in low.carried.items():
-            if buffer.shape == c.shape and buffer.elem == c.elem and _single_use(low, arg):
+            if buffer.shape == c.shape and buffer.elem == c.elem and _only_path(low, value, arg):
                 if _reads(low.ev, c, buffer) == "here" and pointer == buffer.pointer:
                     return materialise(low.ev, c, into=buffer)
     return materialise(low.ev, c)
+
+
+def _only_path(low: Lowering, value: Value, arg: Value) -> bool:
+    """Whether nothing but `value` is computed from `arg`: updating in place then changes nothing else."""
+
+    def depends(v: Value) -> bool:
+        return v is arg or (v.op is not None and any(depends(o) for o in v.op.operands))
+
+    def alone(v: Value) -> bool:
+        if not depends(v):
+            return True
+        return _single_use(low, v) and (v is arg or all(alone(o) for o in v.op.operands))  # type: ignore[union-attr]
+
+    return depends(value) and alone(value)
 
 
 def _single_use(low: Lowering, v: Value) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torchroller.triton_cpu.errors import UnsupportedOperation
+from torchroller.triton_cpu.lowering import float8, integer
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.ttir import Op
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 Emit = Callable[["Evaluator", list[str], "int | None"], str]
 
 _FLOAT_BINARY = {
-    "arith.addf": "fadd contract",
-    "arith.subf": "fsub contract",
-    "arith.mulf": "fmul contract",
+    "arith.addf": "fadd",
+    "arith.subf": "fsub",
+    "arith.mulf": "fmul",
     "arith.divf": "fdiv",
     "tt.precise_divf": "fdiv",
     "arith.remf": "frem",
 }
+_CONTRACTED = {"arith.addf", "arith.subf", "arith.mulf"}  # a * b + c may become one fma
 _FLOAT_INTRINSIC = {
     "arith.maximumf": "maximum",
     "arith.minimumf": "minimum",
@@ -43,8 +45,7 @@ _FLOAT_INTRINSIC = {
     "math.copysign": "copysign",
 }
 _INT_BINARY = {
-    "arith.addi": "add", "arith.subi": "sub", "arith.muli": "mul", "arith.divsi": "sdiv", "arith.divui": "udiv",
-    "arith.remsi": "srem", "arith.remui": "urem", "arith.shli": "shl", "arith.shrsi": "ashr", "arith.shrui": "lshr",
+    "arith.addi": "add", "arith.subi": "sub", "arith.muli": "mul",
     "arith.andi": "and", "arith.ori": "or", "arith.xori": "xor",
 }  # fmt: skip
 _INT_INTRINSIC = {"arith.maxsi": "smax", "arith.minsi": "smin", "arith.maxui": "umax", "arith.minui": "umin"}
@@ -106,18 +107,60 @@ def intrinsic(
 
 
 def convert(ev: Evaluator, value: str, source: str, target: str, lanes: int | None) -> str:
-    """Float to float; f16 and bf16 pass through f32 where the other side is not f32."""
+    """Float to float, to nearest; f16, bf16 and 8-bit floats pass through f32 where the other side is not f32."""
     if source == target:
         return value
+    if source in float8.FORMATS:
+        return convert(ev, float8.to_f32(ev, value, source, lanes), "f32", target, lanes)
+    if target in float8.FORMATS:
+        single = _to_odd(ev, value, lanes) if source == "f64" else convert(ev, value, source, "f32", lanes)
+        return float8.from_f32(ev, single, target, lanes)
     if {source, target} & {"f16", "bf16"} and "f32" not in (source, target):
-        if (
-            source == "f64"
-        ):  # one rounding only: to odd is not at hand, LLVM rounds f64 → half correctly itself
-            return ev.code.let(f"fptrunc {lt.typed(source, lanes)} {value} to {lt.typed(target, lanes)}")
-        value = convert(ev, value, source, "f32", lanes)
+        value = _to_odd(ev, value, lanes) if source == "f64" else convert(ev, value, source, "f32", lanes)
         return convert(ev, value, "f32", target, lanes)
+    if target == "bf16" and "avx512bf16" not in ev.features:
+        return _to_bfloat16(ev, value, lanes)
     op = "fpext" if lt.size_bytes(target) > lt.size_bytes(source) else "fptrunc"
     return ev.code.let(f"{op} {lt.typed(source, lanes)} {value} to {lt.typed(target, lanes)}")
+
+
+def _to_bfloat16(ev: Evaluator, value: str, lanes: int | None) -> str:
+    """f32 → bf16 to nearest even; LLVM would call a library function for scalars."""
+    code, ints, shorts = ev.code, lt.typed("i32", lanes), lt.typed("i16", lanes)
+
+    def number(n: int) -> str:
+        return lt.constant(str(n), "i32", lanes)
+
+    bits = code.let(f"bitcast {lt.typed('f32', lanes)} {value} to {ints}")
+    high = code.let(f"lshr {ints} {bits}, {number(16)}")
+    odd = code.let(f"and {ints} {high}, {number(1)}")
+    half = code.let(f"add {ints} {bits}, {number(0x7FFF)}")
+    total = code.let(f"add {ints} {half}, {odd}")
+    rounded = code.let(f"lshr {ints} {total}, {number(16)}")
+    quiet = code.let(f"or {ints} {high}, {number(0x40)}")
+    is_nan = code.let(f"fcmp uno {lt.typed('f32', lanes)} {value}, {value}")
+    result = code.let(f"select {lt.typed('i1', lanes)} {is_nan}, {ints} {quiet}, {ints} {rounded}")
+    narrow = code.let(f"trunc {ints} {result} to {shorts}")
+    return code.let(f"bitcast {shorts} {narrow} to {lt.typed('bf16', lanes)}")
+
+
+def _to_odd(ev: Evaluator, value: str, lanes: int | None) -> str:
+    """f64 → f32 rounded to odd: toward zero, with the last bit set where that was inexact.
+
+    A second rounding, to a half type, then gives what one rounding would. (LLVM calls a library for f64 → half.)
+    """
+    code, double, single = ev.code, lt.typed("f64", lanes), lt.typed("f32", lanes)
+    ints, bools = lt.typed("i32", lanes), lt.typed("i1", lanes)
+    near = code.let(f"fptrunc {double} {value} to {single}")
+    back = code.let(f"fpext {single} {near} to {double}")
+    inexact = code.let(f"fcmp one {double} {back}, {value}")
+    sizes = [intrinsic(ev, "fabs", "f64", [v], lanes) for v in (back, value)]
+    beyond = code.let(f"fcmp ogt {double} {sizes[0]}, {sizes[1]}")
+    bits = code.let(f"bitcast {single} {near} to {ints}")
+    steps = [code.let(f"zext {bools} {flag} to {ints}") for flag in (beyond, inexact)]
+    truncated = code.let(f"sub {ints} {bits}, {steps[0]}")
+    odd = code.let(f"or {ints} {truncated}, {steps[1]}")
+    return code.let(f"bitcast {ints} {odd} to {single}")
 
 
 def _in_f32(elem: str, emit: Callable[[Evaluator, str, list[str], int | None], str]) -> Emit:
@@ -147,8 +190,43 @@ def math_call(ev: Evaluator, name: str, elem: str, args: list[str], lanes: int |
     return code.let(f"call {type} @{symbol}({arguments})")
 
 
-def _cast(name: str, source: str, target: str) -> Emit:
-    kind = _CASTS[name]
+def _toward_zero(ev: Evaluator, value: str, source: str, target: str, lanes: int | None) -> str:
+    """Float to a narrower float, rounded toward zero: to nearest, then one step back where that was too far."""
+    if target in float8.FORMATS:
+        return float8.from_f32(ev, convert(ev, value, source, "f32", lanes), target, lanes, toward_zero=True)
+    code = ev.code
+    near = convert(ev, value, source, target, lanes)
+    back = convert(ev, near, target, source, lanes)
+    kind, bits = lt.typed(source, lanes), lt.typed(f"i{8 * lt.size_bytes(target)}", lanes)
+    sizes = [intrinsic(ev, "fabs", source, [v], lanes) for v in (back, value)]
+    beyond = code.let(f"fcmp ogt {kind} {sizes[0]}, {sizes[1]}")
+    as_bits = code.let(f"bitcast {lt.typed(target, lanes)} {near} to {bits}")
+    step = code.let(f"zext {lt.typed('i1', lanes)} {beyond} to {bits}")
+    stepped = code.let(f"sub {bits} {as_bits}, {step}")
+    return code.let(f"bitcast {bits} {stepped} to {lt.typed(target, lanes)}")
+
+
+def _to_integer(ev: Evaluator, kind: str, value: str, source: str, target: str, lanes: int | None) -> str:
+    """Float to integer, truncated; what does not fit saturates, NaN gives 0, as on a GPU.
+
+    Integers of 8 and 16 bits are cut out of the 32-bit result, as C compilers do and torch's CPU casts show.
+    """
+    code, bits = ev.code, 8 * lt.size_bytes(target)
+    narrow = bits < 32
+    to = lt.typed("i32" if narrow else target, lanes)
+    name = "fptosi" if narrow else kind
+    symbol = (
+        f"@llvm.{name}.sat.{_suffix('i32' if narrow else lt.scalar(target), lanes)}.{_suffix(source, lanes)}"
+    )
+    code.declare(symbol, f"declare {to} {symbol}({lt.typed(source, lanes)})")
+    result = code.let(f"call {to} {symbol}({lt.typed(source, lanes)} {value})")
+    return code.let(f"trunc {to} {result} to {lt.typed(target, lanes)}") if narrow else result
+
+
+def _cast(op: Op, source: str, target: str) -> Emit:
+    kind = _CASTS[op.name]
+    if kind in ("fptrunc", "fp") and "rtz" in op.text:
+        return lambda ev, args, lanes: _toward_zero(ev, args[0], source, target, lanes)
     if kind == "bitcast" and "ptr" in (source, target):
         return lambda ev, args, lanes: args[0]  # pointers are opaque
     if kind == "index":
@@ -165,6 +243,8 @@ def _cast(name: str, source: str, target: str) -> Emit:
             value, a = convert(ev, value, a, "f32", lanes), "f32"
         if lt.scalar(a) == lt.scalar(b):
             return value
+        if kind in ("fptosi", "fptoui"):
+            return _to_integer(ev, kind, value, a, b, lanes)
         value = ev.code.let(f"{kind} {lt.typed(a, lanes)} {value} to {lt.typed(b, lanes)}")
         return convert(ev, value, b, after, lanes) if after else value
 
@@ -235,8 +315,13 @@ def emitter(op: Op) -> Emit | None:
         return None
     elem = op.results[0].type.elem
     if name in _FLOAT_BINARY:
-        text = _FLOAT_BINARY[name]
-        return _in_f32(elem, lambda ev, k, a, n: ev.code.let(f"{text} {lt.typed(k, n)} {a[0]}, {a[1]}"))
+        text, fused = _FLOAT_BINARY[name], name in _CONTRACTED
+        return _in_f32(
+            elem,
+            lambda ev, k, a, n: ev.code.let(
+                f"{text} {'contract ' if fused and ev.fusion else ''}{lt.typed(k, n)} {a[0]}, {a[1]}"
+            ),
+        )
     if name in _FLOAT_INTRINSIC:
         return _in_f32(elem, lambda ev, k, a, n: intrinsic(ev, _FLOAT_INTRINSIC[name], k, a, n))
     if name == "arith.negf":
@@ -245,12 +330,18 @@ def emitter(op: Op) -> Emit | None:
         return _in_f32(elem, lambda ev, k, a, n: math_call(ev, _MATH[name], k, a, n))
     if name in _INT_BINARY:
         return lambda ev, a, n: ev.code.let(f"{_INT_BINARY[name]} {lt.typed(elem, n)} {a[0]}, {a[1]}")
+    if name in integer.DIVISIONS:
+        known = integer.known_value(op.operands[1])
+        return lambda ev, a, n: integer.divide(ev, name, elem, a, n, known)
+    if name in integer.SHIFTS:
+        known = integer.known_value(op.operands[1])
+        return lambda ev, a, n: integer.shift(ev, name, elem, a, n, known)
     if name in _INT_INTRINSIC:
         return lambda ev, a, n: intrinsic(ev, _INT_INTRINSIC[name], elem, a, n)
     if name == "math.absi":
         return lambda ev, a, n: intrinsic(ev, "abs", elem, a, n, extra=", i1 false")
     if name in _CASTS:
-        return _cast(name, op.operands[0].type.elem, elem)
+        return _cast(op, op.operands[0].type.elem, elem)
     source = op.operands[0].type.elem if op.operands else elem
     if name in ("arith.cmpi", "arith.cmpf"):
         predicate = op.text.split(",")[0].split()[0]

@@ -25,11 +25,19 @@ class Mode:
 class Evaluator:
     """Writes the code for tensors at places into a `Code`."""
 
-    def __init__(self, code: Code, vector_bits: int, cpu_features: frozenset[str], arch: str = "") -> None:
+    def __init__(
+        self,
+        code: Code,
+        vector_bits: int,
+        cpu_features: frozenset[str],
+        fusion: bool = True,
+        arch: str = "",
+    ) -> None:
         self.code = code
         self.arch = arch
         self.vector_bits = vector_bits
         self.features = cpu_features
+        self.fusion = fusion  # whether a * b + c may become one fma
         self.mode = Mode()
         self.write_through: dict[Tensor, Buffer] = {}
 

@@ -65,7 +65,9 @@ class Lowering:
 
     def __init__(self, options: LowerOptions) -> None:
         self.code = Code()
-        self.ev = Evaluator(self.code, options.vector_bits, frozenset(options.feature_names), options.arch)
+        self.ev = Evaluator(
+            self.code, options.vector_bits, frozenset(options.feature_names), options.enable_fp_fusion, options.arch
+        )
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}
         self.tensors: dict[Value, Tensor] = {}
@@ -75,6 +77,7 @@ class Lowering:
         self.borrowed: list[list[Tensor]] = []  # per open region: tensors given a buffer inside it
         self.carried: dict[str, tuple[Value, Buffer]] = {}  # buffers of loop-carried tensors, by pointer
         self.use_counts: Counter[Value] = Counter()
+        self.arguments: frozenset[Value] = frozenset()  # the kernel's own
 
     # ---- values ----------------------------------------------------------------------------------------------
     def scalar(self, v: Value) -> str:
@@ -128,6 +131,15 @@ class Lowering:
             for t in self.borrowed.pop():
                 t.buffer = None
 
+    @contextmanager
+    def loop_body(self) -> Iterator[None]:
+        """What an outer loop carries must not be updated in place: this body may run more than once."""
+        saved, self.carried = self.carried, {}
+        try:
+            yield
+        finally:
+            self.carried = saved
+
     # ---- blocks ----------------------------------------------------------------------------------------------
     def block(self, block: Block) -> None:
         """Lower the operations of a block up to, not including, its terminator."""
@@ -141,7 +153,7 @@ class Lowering:
                 continue
             self.needed[-1] = used_later[k]
             if op.name == "tt.store" and op.operands[1].type.is_tensor:
-                stores, between, last = store_group(block.ops, k)
+                stores, between, last = store_group(block.ops, k, self.arguments)
                 for other in between:
                     self.operation(other)
                 done.update(stores, between)
@@ -190,10 +202,12 @@ class Lowering:
                 if not (result.type.pointee or "").startswith("!")
                 else "ptr"
             )
-            self.set_scalar(
-                result,
-                pointer if offset == 0 else code.let(f"getelementptr {pointee}, ptr {pointer}, i64 {offset}"),
+            moved = (
+                pointer if offset == 0 else code.let(f"getelementptr {pointee}, ptr {pointer}, i64 {offset}")
             )
+            if moved != pointer:
+                code.pointer_roots[moved] = code.pointer_roots.get(pointer, pointer)
+            self.set_scalar(result, moved)
             return
         args = [self.scalars[v] for v in op.operands]
         position = self.constant_fold(op)

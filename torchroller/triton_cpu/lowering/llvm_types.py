@@ -35,6 +35,10 @@ def is_float(elem: str) -> bool:
     return elem in ("f16", "bf16", "f32", "f64")
 
 
+def is_float8(elem: str) -> bool:
+    return elem in _FP8
+
+
 def is_int(elem: str) -> bool:
     return elem == "index" or (elem[0] == "i" and elem[1:].isdigit())
 
@@ -64,6 +68,10 @@ def float_literal(text: str, elem: str) -> str:
     """A literal as Triton prints it (`1.5`, `0x7F800000`) in LLVM's spelling, exact for the element type."""
     import struct
 
+    if elem in _FP8:
+        from torchroller.triton_cpu.lowering.float8 import encode
+
+        return str(int(text, 16)) if text.startswith(("0x", "0X")) else str(encode(float(text), elem))
     kind = {"f32": ("<I", "<f"), "f64": ("<Q", "<d")}
     if text.startswith(("0x", "0X")):
         bits = int(text, 16)

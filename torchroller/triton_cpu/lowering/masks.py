@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torchroller.triton_cpu.lowering.evaluate import Evaluator
 
 
+# Positions stay below this many elements; products beyond it are taken for hashes.
+_FAR = 1 << 31
+
+
 def _combine(ev: Evaluator, a: Linear, b: Linear, subtract: bool = False) -> Linear | None:
     if b.pointer is not None or (subtract and b.terms):
         return None
@@ -37,6 +41,12 @@ def sub_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     return _combine(ev, a, b, subtract=True)
 
 
+def _bounded(form: Linear, shape: tuple[int, ...]) -> Linear | None:
+    """`form` unless its known strides alone run out of 32 bits: numbers that wrap (hashes) are not positions."""
+    reach = sum(abs(s) * (n - 1) for s, n in zip(form.strides, shape) if isinstance(s, int))
+    return form if reach < _FAR else None
+
+
 def mul_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     a, b = (x.linear(ev, fast) for x in t.args)
     if not b.uniform:
@@ -45,22 +55,29 @@ def mul_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
         return None
     mul = ev.code.mul
     strides = tuple(mul(s, b.base) for s in a.strides)
-    return Linear(None, mul(a.base, b.base), strides, (), a.guards + b.guards)
+    return _bounded(Linear(None, mul(a.base, b.base), strides, (), a.guards + b.guards), t.shape)
 
 
 def shift_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     a, b = (x.linear(ev, fast) for x in t.args)
-    if not (b.uniform and isinstance(b.base, int)) or a.terms:
+    if not (b.uniform and isinstance(b.base, int) and 0 <= b.base < 31) or a.terms:
         return None
     factor = 1 << b.base
     mul = ev.code.mul
-    return Linear(None, mul(a.base, factor), tuple(mul(s, factor) for s in a.strides), (), a.guards)
+    strides = tuple(mul(s, factor) for s in a.strides)
+    return _bounded(Linear(None, mul(a.base, factor), strides, (), a.guards), t.shape)
 
 
 def widen_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
-    """extsi, index_cast: the position is kept in 64 bits anyway."""
-    form = t.args[0].linear(ev, fast)
-    return form if t.args[0].elem != "i1" else None
+    """extsi, index_cast: the position is kept in 64 bits anyway; only its start can have wrapped before.
+
+    A tile that itself crosses the end of 32 bits is taken for a mistake, as in Triton's own analysis.
+    """
+    form, source = t.args[0].linear(ev, fast), t.args[0].elem
+    if source == "i32" and isinstance(form.base, str):
+        narrow = ev.code.let(f"trunc i64 {form.base} to i32")
+        return replace(form, base=ev.code.let(f"sext i32 {narrow} to i64"))
+    return form if source in ("i32", "i64", "index") else None
 
 
 def remainder_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
@@ -88,7 +105,13 @@ def remainder_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     )
     fits = code.compare("slt", code.add(base, reach), divisor)
     positive = code.compare("sge", a.base, 0)
-    return Linear(None, base, a.strides, (), (*a.guards, *b.guards, fits, positive))
+    inside = code.compare("sle", code.add(a.base, reach), _largest(t.elem))
+    return Linear(None, base, a.strides, (), (*a.guards, *b.guards, fits, positive, inside))
+
+
+def _largest(elem: str) -> int:
+    """The largest value of a signed integer type."""
+    return (1 << (63 if elem == "index" else int(elem[1:]) - 1)) - 1
 
 
 RULES = {
@@ -133,14 +156,18 @@ def _comparison(ev: Evaluator, mask: Elementwise) -> tuple[str, ...] | None:
     a, b = (x.linear(ev, False) for x in mask.args)
     if a.terms or b.terms or a.pointer is not None or b.pointer is not None:
         return None
-    code = ev.code
-    if predicate in ("ult", "ule"):  # unsigned: additionally nothing on the left may be negative
-        low = _extreme(ev, a, mask.shape, largest=False)
-        if low is None or not all(s == 0 for s in b.strides):
+    code, most = ev.code, _largest(mask.args[0].elem)
+    unsigned = predicate in ("ult", "ule")  # unsigned: additionally nothing on the left may be negative
+    guards = _signed(ev, "s" + predicate[1:] if unsigned else predicate, a, b, mask.shape)
+    if guards is None:
+        return None
+    # The forms are exact, the compared integers wrap: they agree where both sides are inside the type's range.
+    for form in (a, b):
+        low, high = (_extreme(ev, form, mask.shape, largest=k) for k in (False, True))
+        if low is None or high is None:
             return None
-        rest = _signed(ev, "s" + predicate[1:], a, b, mask.shape)
-        return None if rest is None else (*rest, code.compare("sge", low, 0))
-    return _signed(ev, predicate, a, b, mask.shape)
+        guards += (code.compare("sge", low, 0 if unsigned else -most - 1), code.compare("sle", high, most))
+    return guards
 
 
 def _signed(

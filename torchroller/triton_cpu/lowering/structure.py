@@ -7,6 +7,7 @@ import re
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.function import Lowering, handles
+from torchroller.triton_cpu.lowering.lookup import constant_tile
 from torchroller.triton_cpu.lowering.nests import (
     new_buffer,
     over_tile,
@@ -36,12 +37,11 @@ def constant(low: Lowering, op: Op) -> None:
     if m := re.match(r"dense<(.*)>$", text, re.S):
         text = m.group(1)
     if text.startswith(("[", '"')):
-        raise UnsupportedOperation(
-            op.name, op.location or None, f"a constant tensor with differing elements: {op.text}"
-        )
+        low.set_tensor(result, constant_tile(low, op, text))
+        return
     text = text.split(" : ")[0]
     number = None
-    if lt.is_float(elem):
+    if lt.is_float(elem) or lt.is_float8(elem):
         text = lt.float_literal(text, elem)
     elif elem == "i1":
         text = {"1": "true", "-1": "true", "0": "false"}.get(text, text)
@@ -157,8 +157,12 @@ def split(low: Lowering, op: Op) -> None:
         low.set_tensor(result, stored(half))
 
 
-@handles("llvm.intr.assume", "tt.print", "tt.assert", "gpu.barrier", "ttg.barrier", "tt.debug_barrier")
+@handles("llvm.intr.assume", "gpu.barrier", "ttg.barrier", "tt.debug_barrier")
 def nothing(low: Lowering, op: Op) -> None:
     """Hints, and barriers between threads of one program: a program has one thread here."""
-    if op.name == "tt.print":
-        raise UnsupportedOperation(op.name, op.location or None, "device_print is not lowered yet")
+
+
+@handles("tt.elementwise_inline_asm")
+def inline_assembly(low: Lowering, op: Op) -> None:
+    detail = f"inline assembly is written for one GPU: {op.text.split('{')[0].strip()}"
+    raise UnsupportedOperation(op.name, op.location or None, detail)

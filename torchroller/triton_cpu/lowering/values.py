@@ -106,10 +106,14 @@ class Tensor:
         raise NotImplementedError(type(self).__name__)
 
     def linear(self, ev: Evaluator, fast: bool) -> Linear:
-        return Linear(None, 0, (0,) * len(self.shape), (self,))
+        return self.opaque()
 
     def same_dims(self) -> Dims:
         return tuple(range(len(self.shape)))
+
+    def opaque(self) -> Linear:
+        """The form of a tensor of which nothing is known but its values."""
+        return Linear(None, 0, (0,) * len(self.shape), (self,))
 
 
 @dataclass(eq=False)
@@ -196,6 +200,8 @@ class Elementwise(Tensor):
         return self.emit(ev, [ev.at(a, place) for a in self.args], place.width)
 
     def linear(self, ev: Evaluator, fast: bool) -> Linear:
+        if self.buffer is not None and self._reads:
+            return self.opaque()  # its form would read memory that may have changed since
         if fast not in self._forms:
             form = self.linear_rule(ev, self, fast) if self.linear_rule else None
             self._forms[fast] = form if form is not None else super().linear(ev, fast)
@@ -236,6 +242,8 @@ class Remap(Tensor):
         return ev.at(self.source, self.inner(place))
 
     def linear(self, ev: Evaluator, fast: bool) -> Linear:
+        if self.buffer is not None and self.source.reads_memory:
+            return self.opaque()
         if fast in self._forms:
             return self._forms[fast]
         form = self.source.linear(ev, fast)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 _INTRINSIC_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
 INTEGER_OF = {"float": "i32", "double": "i64", "half": "i16", "bfloat": "i16"}
 _FLOATS = tuple(_INTRINSIC_SUFFIX)
 
-Number = "Value | float | int"
+Number: TypeAlias = "Value | float | int"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Value:
 
     def select(self, yes: Number, no: Number) -> Value:
         """Lane by lane `yes` where this (an i1) is true, else `no`; at least one is a Value."""
-        kind = yes.type if isinstance(yes, Value) else no.type  # type: ignore[union-attr]
+        kind = next(value.type for value in (yes, no) if isinstance(value, Value))
         a, b = self.body.value(yes, kind), self.body.value(no, kind)
         typed = self.body.typed
         return self.body.emit(
@@ -142,7 +143,7 @@ class Body:
         return Value(self, f"%a{index}", kind)
 
     def value(self, number: Number, kind: str) -> Value:
-        """A constant in every lane, exact in `kind` for floats that are representable; Values pass through."""
+        """A constant in every lane, rounded to `kind`; Values pass through."""
         if isinstance(number, Value):
             return number
         if kind in _FLOATS:
@@ -215,7 +216,7 @@ class Body:
         return self._library_loop(name, None, None, arguments)
 
     def library_where(self, mask: Value, name: str, otherwise: Value, *arguments: Value) -> Value:
-        """libm's `name` in the lanes where `mask` holds, `otherwise` elsewhere; jumps over it when none does."""
+        """libm's `name` in the lanes where `mask` holds, `otherwise` elsewhere; skipped when none does."""
         kind = arguments[0].type
         self.declarations.append(f"declare {kind} @{name}({', '.join(a.type for a in arguments)})")
         return self._library_loop(name, mask, otherwise, arguments)
@@ -257,7 +258,7 @@ class Body:
 
 
 def _loop_helper(helper: str, name: str, kind: str, arity: int, lanes: int, masked: bool) -> str:
-    """`void helper(ptr a0 …, ptr result, ptr mask)`: result[i] = name(a0[i] …) for each lane (of the mask)."""
+    """`void helper(ptr a0 …, ptr result, ptr mask)`: result[i] = name(a0[i] …) in each lane (of the mask)."""
     parameters = "".join(f"ptr %a{i}, " for i in range(arity))
     loads = "\n".join(
         f"  %a{i}.p = getelementptr {kind}, ptr %a{i}, i64 %i\n  %a{i}.v = load {kind}, ptr %a{i}.p"

@@ -1,4 +1,4 @@
-"""Polynomial coefficients, lowest power first. Written by benchmarks/fit_vector_math.py; do not edit.
+"""Polynomial coefficients, lowest power first. benchmarks/fit_vector_math.py writes this file.
 
 The error behind each is the largest weighted error of the polynomial before its rounding.
 """
@@ -85,6 +85,15 @@ ASIN = (
     0.03181745857000351,
     0.01440940611064434,
     0.03754977136850357,
+)
+# (tanh(x)/x - 1) / s, |x| ≤ 0.65; error 2.47e-10
+TANH = (
+    -0.333333283662796,
+    0.13333123922348022,
+    -0.05393732339143753,
+    0.021652311086654663,
+    -0.00806368887424469,
+    0.002043131971731782,
 )
 # erf(x)/x - 1 as a polynomial in x², |x| ≤ 0.95; error 6.01e-10
 ERF_SMALL = (

@@ -1,4 +1,4 @@
-"""float64 functions: inline where a deep-learning kernel may well need them, libm lane by lane for the rest."""
+"""float64 functions. What is not here goes through libm, lane by lane."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ def _reduce(b: Body, x: Value) -> tuple[Value, Value]:
     return b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, x)), shifted.bits() - _ROUND_BITS
 
 
-def _scale(x: Value, k: Value) -> Value:
+def _scale(b: Body, x: Value, k: Value) -> Value:
     """x × 2**k, rounding once where the result is subnormal."""
+    if "avx512f" in b.features and b.lanes == 8:
+        n = (k + _ROUND_BITS).as_float("double") - _ROUND
+        given = f"<8 x double> {x.text}, <8 x double> {n.text}, <8 x double> zeroinitializer, i8 -1, i32 4"
+        return b.emit(f"call <8 x double> @llvm.x86.avx512.mask.scalef.pd.512({given})", "double")
     # An arithmetic shift of 64-bit lanes needs AVX-512; k fits 32 bits.
     half = (k.cast("trunc", "i32") >> 1).cast("sext", "i64")
     return x * _power_of_two(half) * _power_of_two(k - half)
@@ -35,7 +39,7 @@ def exp(b: Body, x: Value) -> Value:
     x = b.at_least(b.at_most(x, 710.0), -746.0)
     r, k = _reduce(b, x)
     p = b.fma(r * r, b.polynomial_pairs(r, poly.EXP_F64), r) + 1.0
-    return _scale(p, k)
+    return _scale(b, p, k)
 
 
 def expm1(b: Body, x: Value) -> Value:
@@ -62,8 +66,7 @@ def log(b: Body, x: Value) -> Value:
     tiny = x < _SMALLEST_NORMAL
     bits = tiny.select(x * 2.0**54, x).bits()
     shifted = bits - 0x3FE6A09E667F3BCD
-    # The exponent by a shift of the high half alone, for machines without 64-bit arithmetic shifts.
-    exponent = b.emit(f"ashr {b.typed('i64')} {shifted.text}, {b.value(52, 'i64').text}", "i64")
+    exponent = shifted >> 52
     f = (bits - (exponent << 52)).as_float("double") - 1.0
     e = exponent.cast("trunc", "i32").cast("sitofp", "double")
     e = tiny.select(e - 54.0, e)

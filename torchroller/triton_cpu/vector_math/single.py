@@ -97,7 +97,7 @@ def log(b: Body, x: Value) -> Value:
 
 
 def _log_base(b: Body, x: Value, high: float, low: float, unit_high: float, unit_low: float) -> Value:
-    """log(x) × (high + low), plus e × (unit_high + unit_low): the product f × high keeps its rounding error."""
+    """log(x) × (high + low), plus e × (unit_high + unit_low); f × high keeps its rounding error."""
     e, f = _split_log(b, x)
     tail = _log_tail(b, f)
     product = f * high
@@ -136,20 +136,29 @@ def log1p(b: Body, x: Value) -> Value:
 
 
 def tanh(b: Body, x: Value) -> Value:
-    # tanh|x| = t / (t + 2), t = exp(2|x|) - 1
     a = b.at_most(b.abs(x), 10.0)
-    y = a + a
-    n, k = _round_to_int(b, y, LOG2_E)
-    r = b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, y))
-    p = b.fma(r * r, b.polynomial(r, poly.EXPM1), r)
-    scale = _power_of_two(k)
-    t = b.fma(scale, p, scale - 1.0)
-    return b.copysign(t / (t + 2.0), x)
+    s = a * a
+    small = b.fma(s * a, b.polynomial(s, poly.TANH), a)
+    p, n, k = _exp_reduced(b, a + a)
+    large = 1.0 - 2.0 / b.fma(p, _power_of_two(k), 1.0)
+    return b.copysign((a < 0.625).select(small, large), x)
 
 
 def sigmoid(b: Body, x: Value) -> Value:
-    z = exp(b, -b.abs(x))
-    return (x < 0.0).select(z, 1.0) / (z + 1.0)
+    # z / (1 + z) below zero, 1 / (1 + z) above, z = exp(-|x|); both roundings of 1 + z and of the quotient
+    # are made good, because z's own error may already count double in the result.
+    y = b.at_least(-b.abs(x), -104.0)
+    n, k = _round_to_int(b, y, LOG2_E)
+    r = b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, y))
+    whole = r + 1.0
+    p = whole + b.fma(r * r, b.polynomial(r, poly.EXP), r - (whole - 1.0))
+    z = _scale(b, p, n, k)
+    divisor = z + 1.0
+    lost = z - (divisor - 1.0)
+    dividend = (x < 0.0).select(z, 1.0)
+    quotient = dividend / divisor
+    rest = b.fma(-quotient, lost, b.fma(-quotient, divisor, dividend))
+    return b.fma(rest, (x < 0.0).select(1.0, quotient), quotient)
 
 
 def erf(b: Body, x: Value) -> Value:
@@ -205,10 +214,24 @@ def cos(b: Body, x: Value) -> Value:
 
 
 def tan(b: Body, x: Value) -> Value:
-    r, k = _quadrant(b, x)
+    n, k = _round_to_int(b, x, 0.6366197723675814)
+    # The argument in two parts: near the poles tan magnifies its rounding.
+    high = b.fma(n, -_HALF_PI[0], x)
+    product = n * _HALF_PI[1]
+    middle = high - product
+    back = middle - high
+    lost = (high - (middle - back)) - (product + back)  # two-sum
+    low = b.fma(n, -_HALF_PI[2], lost - b.fma(n, _HALF_PI[1], -product))
+    r = middle + low
+    low = low - (r - middle)
     s = r * r
-    t = b.fma(s * r, b.polynomial(s, poly.TAN), r)
-    result = (k & 1).differs(0).select(-1.0 / t, t)
+    tail = b.fma(s * r, b.polynomial(s, poly.TAN), b.fma(s, low, low))
+    t = r + tail
+    # cot from both parts of t, by one step of division's own correction
+    t_low = tail - (t - r)
+    c = -1.0 / t
+    cot = b.fma(c, b.fma(c, t_low, b.fma(c, t, 1.0)), c)
+    result = (k & 1).differs(0).select(cot, t)
     return _with_large(b, x, "tanf", x.equals(0.0).select(x, result))
 
 

@@ -1,0 +1,219 @@
+"""The numbers of the leak rule, for many floors at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .floor import block_minima, kept
+from .ramps import fit_ramps
+from .thresholds import Thresholds
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One run of a series, or its last half or quarter, as block minima. Times in seconds."""
+
+    series: int  # index of the series it belongs to
+    run: int  # index of the run among the judged runs of that series
+    share: float  # 1.0, 0.5 or 0.25 of the run
+    start_s: float
+    end_s: float
+    points: int
+    floor: Array  # (W,)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one window tells. Growth and level in the unit of the series, shares in 0..1."""
+
+    share: float
+    points: int
+    start_s: float  # where the hinge starts
+    end_s: float  # end of what counts as growth
+    width_s: float  # of one block
+    ramp_windows: int
+    windows: int
+    level: float  # the floor where the hinge starts
+    growth: float  # of the kept memory, from the hinge to the end
+    total: float  # of the kept memory, from the window's start
+    r2: float  # of the hinge
+    best_r2: float  # of the best ramp, ended or not
+    best_from: int
+    best_to: int
+    quarters: tuple[float, float, float, float]  # share of the growth in each quarter of the ramp
+    one_step: float  # largest share of the growth in one block
+    steps: int  # blocks that hold 80 % of the growth
+    last_third: float  # slope of the last third over the mean slope
+    concave_r2: float  # of the best curve that slows down
+    whole_quarters: tuple[float, float, float, float]  # growth in each quarter of the window, from its start
+    drift_t: float  # Student t of the growth over eight equal parts of the ramp, 7 degrees of freedom
+    noise: float  # robust standard deviation of the floor, from its increments
+    stairs: int  # equal steps at equal distances; 0 when they are not
+    returned: float  # median of what lies above the kept memory, over the growth
+
+    @property
+    def slows_down(self) -> bool:
+        """A curve that slows down explains the floor much better than any line, and its end says the same.
+
+        The end is compared with the second quarter: a warm-up followed by a line slows down only once.
+        """
+        first, second, third, last = self.whole_quarters
+        return (
+            self.concave_r2 > 0.97
+            and 1.0 - self.concave_r2 < 0.35 * (1.0 - self.r2)
+            and first > second > 0.95 * third
+            and third > 0.95 * last
+            and last < 0.85 * second
+        )
+
+    @property
+    def length_s(self) -> float:
+        return self.ramp_windows * self.width_s
+
+    @property
+    def slope_per_s(self) -> float:
+        return self.growth / self.length_s if self.length_s > 0 else 0.0
+
+
+def windows_of(
+    series: int, run: int, t: Array, y: Array, thresholds: Thresholds, *, warms_up: bool = False
+) -> list[Window]:
+    """The run as a whole, its last half and its last quarter, where they hold enough points.
+
+    With `warms_up`, when the run's beginning was seen, one more without its first fifth.
+    """
+    found = []
+    n = y.size
+    for share in (1.0, 0.8, 0.5, 0.25) if warms_up else (1.0, 0.5, 0.25):
+        points = int(n * share)
+        if share < 1.0 and points < 40:
+            break
+        tail_t, tail_y = t[n - points :], y[n - points :]
+        if points >= 2 * thresholds.windows:
+            count = thresholds.windows
+        else:
+            count = 32 if points >= 64 else 12
+        start, end = float(tail_t[0]), float(tail_t[-1])
+        floor = block_minima(tail_t, tail_y, start, end, count)
+        found.append(Window(series, run, share, start, end, points, floor))
+    return found
+
+
+def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence | None]:
+    """Evidence of each window, in order. Windows of one block count are handled as one matrix.
+
+    None for a half or quarter view that does not grow: most of a fleet, and not worth an object each.
+    """
+    out: dict[int, Evidence] = {}
+    for count in sorted({w.floor.size for w in windows}):
+        index = [i for i, w in enumerate(windows) if w.floor.size == count]
+        floors = np.stack([windows[i].floor for i in index])
+        columns = _measure(floors, max(2, round(count * thresholds.tail_share)))
+        least = thresholds.min_relative_growth * np.maximum(columns["level"], 0.0)
+        grows = columns["growth"] > least
+        for row, i in enumerate(index):
+            if windows[i].share < 1.0 and not grows[row]:
+                continue
+            out[i] = _evidence(windows[i], count, {name: column[row] for name, column in columns.items()})
+    return [out.get(i) for i in range(len(windows))]
+
+
+def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
+    held = kept(floors, tail)
+    rows, width = held.shape
+    fit = fit_ramps(held)
+    row = np.arange(rows)
+    start = fit.hinge_from
+    length = width - 1 - start
+    level = held[row, start]
+    growth = held[:, -1] - level
+    safe = np.where(growth > 0, growth, 1.0)
+    ends = start[:, None] + length[:, None] * np.arange(9)[None, :] / 8.0
+    low = np.floor(ends).astype(np.int64)
+    high = np.minimum(low + 1, width - 1)
+    at = held[row[:, None], low] + (ends - low) * (held[row[:, None], high] - held[row[:, None], low])
+    eighths = np.diff(at, axis=1) / safe[:, None]
+    quarters = eighths[:, ::2] + eighths[:, 1::2]
+    spread = np.maximum(eighths.std(axis=1, ddof=1), 1e-9)
+    increments = np.diff(floors, axis=1)
+    centre = np.median(increments, axis=1, keepdims=True)
+    steps = np.diff(held, axis=1)
+    steps[np.arange(width - 1)[None, :] < start[:, None]] = 0.0
+    ordered = np.sort(steps, axis=1)[:, ::-1] / safe[:, None]
+    third = np.maximum(length // 3, 1)
+    last = (held[:, -1] - held[row, width - 1 - third]) / safe * (length / third)
+    above = np.where(np.arange(width)[None, :] >= start[:, None], floors[:, :width] - held, np.nan)
+    marks = np.rint(np.linspace(0, width - 1, 5)).astype(np.int64)
+    whole = np.diff(held[:, marks], axis=1)
+    return {
+        "hinge_from": start,
+        "ramp_windows": length,
+        "level": level,
+        "growth": growth,
+        "total": held[:, -1] - held[:, 0],
+        "r2": fit.hinge_r2,
+        "best_r2": fit.best_r2,
+        "best_from": fit.best_from,
+        "best_to": fit.best_to,
+        "quarters": quarters,
+        "one_step": ordered[:, 0],
+        "steps": (np.cumsum(ordered, axis=1) < 0.8).sum(axis=1) + 1,
+        "last_third": last,
+        "concave_r2": fit.concave_r2,
+        "whole_quarters": whole,
+        "drift_t": eighths.mean(axis=1) / (spread / np.sqrt(8.0)),
+        "noise": 1.4826 / np.sqrt(2.0) * np.median(np.abs(increments - centre), axis=1),
+        "stairs": np.array([_regular(row) for row in steps], dtype=np.int64),
+        "returned": _row_medians(above) / safe,
+    }
+
+
+def _row_medians(rows: Array) -> Array:
+    """Median of each row without its NaN; every row has at least one number. np.nanmedian loops in Python."""
+    ordered = np.sort(rows, axis=1)  # NaN last
+    count = np.count_nonzero(~np.isnan(rows), axis=1)
+    row = np.arange(rows.shape[0])
+    return 0.5 * (ordered[row, (count - 1) // 2] + ordered[row, count // 2])
+
+
+def _regular(steps: Array) -> int:
+    """Number of steps when they are of like size at like distance, else 0. A jump across two blocks is one."""
+    largest = steps.max()
+    if largest <= 0:
+        return 0
+    risen = steps > 0.1 * largest
+    first = np.flatnonzero(risen & ~np.concatenate(([False], risen[:-1])))
+    if first.size < 4 or np.count_nonzero(risen) > 2 * first.size:
+        return 0
+    sizes = np.add.reduceat(np.where(risen, steps, 0.0), first)
+    gaps = np.diff(first)
+    alike = sizes.std() < 0.35 * sizes.mean() and gaps.std() < 0.35 * gaps.mean()
+    return int(first.size) if alike and sizes.sum() > 0.8 * steps.sum() else 0
+
+
+_COPIED = {f.name for f in fields(Evidence)}
+
+
+def _evidence(window: Window, count: int, row: dict[str, NDArray]) -> Evidence:
+    width = (window.end_s - window.start_s) / count
+    values: dict[str, Any] = {
+        name: tuple(float(v) for v in value) if name.endswith("quarters") else value.item()
+        for name, value in row.items()
+        if name in _COPIED
+    }
+    hinge = int(row["hinge_from"])
+    return Evidence(
+        share=window.share,
+        points=window.points,
+        start_s=window.start_s + hinge * width,
+        end_s=window.start_s + (hinge + int(row["ramp_windows"]) + 1) * width,
+        width_s=width,
+        windows=count,
+        **values,
+    )

@@ -1,0 +1,276 @@
+"""Level 2: the judgement on each series, one by one or many at once."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model import Finding, GrowthClass, Series, Verdict
+from .evidence import Evidence, weigh, windows_of
+from .floor import onset
+from .rule import Ruling, material_growth, rule_on
+from .segments import clean, judged_runs
+from .shape import growth_class
+from .thresholds import DEFAULT, Thresholds
+from .trend import mann_kendall, theil_sen
+from .words import explain, work_lines
+from .work import against_work
+
+Array = NDArray[np.float64]
+_SERIES_AT_ONCE = 4096  # bounds what is held of a fleet at one time
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cleaned series and its judged runs."""
+
+    series: Series
+    t: Array
+    y: Array
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def trace_s(self) -> float:
+        return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
+
+
+# Different views of the same memory: which of them tells a leak best may change, the finding stays the same.
+MEMORY_FAMILY = ("anon_bytes", "uss_bytes", "pss_bytes", "rss_bytes")
+
+
+def finding_id(series: Series) -> str:
+    """Ten hexadecimal digits that stay the same for one entity and metric (or family of memory metrics)."""
+    what = "memory" if series.metric in MEMORY_FAMILY else series.metric
+    return hashlib.sha256(f"{series.entity.key}|{what}".encode()).hexdigest()[:10]
+
+
+def judge(series: Series, thresholds: Thresholds = DEFAULT) -> Finding:
+    """The finding on one series; verdict `bounded` and class `flat` where nothing grows."""
+    return judge_many([series], thresholds)[0]
+
+
+def judge_many(series: Iterable[Series], thresholds: Thresholds = DEFAULT) -> list[Finding]:
+    """One finding per series, in order. Series are read lazily, a few thousand at a time."""
+    findings: list[Finding] = []
+    batch: list[Series] = []
+    for one in series:
+        batch.append(one)
+        if len(batch) == _SERIES_AT_ONCE:
+            findings.extend(_judge_batch(batch, thresholds))
+            batch = []
+    findings.extend(_judge_batch(batch, thresholds))
+    return findings
+
+
+def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
+    prepared = []
+    windows = []
+    for index, series in enumerate(batch):
+        t, y = clean(series.times_s, series.values)
+        runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
+        prepared.append(Prepared(series, t, y, runs))
+        for run, (a, b) in enumerate(runs):
+            warms_up = a > 0 or y[0] < 0.5 * float(np.median(y[a:b]))
+            windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
+    by_run: dict[tuple[int, int], list[Evidence]] = {}
+    for window, evidence in zip(windows, weigh(windows, thresholds)):
+        if evidence is not None:
+            by_run.setdefault((window.series, window.run), []).append(evidence)
+    return [
+        _finding(one, [by_run[index, run] for run in range(len(one.runs))], thresholds)
+        for index, one in enumerate(prepared)
+    ]
+
+
+def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Thresholds) -> Finding:
+    if not evidence:
+        return _too_short(one, thresholds)
+    leaks: list[tuple[int, Ruling]] = []
+    last: Ruling | None = None
+    for run, found in enumerate(evidence):
+        a, b = one.runs[run]
+        rulings = [
+            rule_on(
+                e,
+                found[0],
+                metric=one.series.metric,
+                run_t=one.t[a:b],
+                run_y=one.y[a:b],
+                trace_s=one.trace_s,
+                limit=one.series.limit_bytes,
+                thresholds=thresholds,
+            )
+            for e in found
+        ]
+        leaks.extend((run, r) for r in rulings if not r.failed)
+        last = rulings[0]
+    assert last is not None
+    if leaks:
+        run, ruling = leaks[-1]
+        ruling = next(r for n, r in leaks if n == run)  # the longest view of the latest leaking run
+        return _leak(one, run, ruling, restarts_that_leak=len({n for n, _ in leaks}), thresholds=thresholds)
+    return _no_leak(one, len(one.runs) - 1, last, thresholds)
+
+
+def _leak(
+    one: Prepared, run: int, ruling: Ruling, *, restarts_that_leak: int, thresholds: Thresholds
+) -> Finding:
+    e = ruling.evidence
+    a, b = one.runs[run]
+    t, y = one.t[a:b], one.y[a:b]
+    inside = (t >= e.start_s) & (t <= e.end_s)
+    at, floor = _thinned(t[inside], y[inside])
+    slope = theil_sen(at, floor) * 3600.0 if at.size >= 3 else e.slope_per_s * 3600.0
+    tau, p = mann_kendall(floor)
+    growth: GrowthClass = "steady"
+    if restarts_that_leak >= 2:
+        growth = "saw-tooth"
+    elif e.stairs >= thresholds.min_stairs:
+        growth = "stair"
+    past = 0.5 if ruling.fall is None else min(1.0, e.growth / max(3.0 * ruling.fall, 1e-12))
+    margins = (
+        (e.r2 - thresholds.min_r2) / (1.0 - thresholds.min_r2),
+        1.0 - e.one_step / thresholds.max_one_step,
+        past,
+        min(1.0, e.points / 240.0),
+        min(1.0, 2.0 * e.length_s / max(one.trace_s, 1e-9)),
+    )
+    confidence = 0.5 + 0.5 * float(np.mean(np.clip(margins, 0.0, 1.0)))
+    verdict: Verdict = "leak"
+    numbers = _numbers(e, ruling, tau, p)
+    lines = explain(one.series, ruling, slope, tau, p, growth, verdict)
+    view = None
+    if one.series.work is not None:
+        view = against_work(t, y, one.series.times_s, one.series.work, start_s=e.start_s, end_s=e.end_s)
+    if view is not None:
+        numbers["load_r2"] = view.load_r2
+        lines = (*lines, *work_lines(one.series.metric, view))
+        if view.follows_load:
+            verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
+    start = e.start_s
+    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+        start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
+    return Finding(
+        id=finding_id(one.series),
+        entity=one.series.entity,
+        metric=one.series.metric,
+        verdict=verdict,
+        growth_class=growth,
+        start_s=start,
+        end_s=float(one.t[b - 1]),
+        slope_bytes_per_hour=slope,
+        severity=severity(ruling.hours_to_limit) if verdict == "leak" else 0.0,
+        confidence=confidence,
+        bytes_per_step=None if view is None else view.bytes_per_step,
+        hours_to_limit=ruling.hours_to_limit if one.series.limit_bytes is not None else None,
+        why=lines,
+        evidence=numbers,
+    )
+
+
+def _no_leak(one: Prepared, run: int, ruling: Ruling, thresholds: Thresholds) -> Finding:
+    e = ruling.evidence
+    a, b = one.runs[run]
+    y = one.y[a:b]
+    material = material_growth(one.series.metric, e.level, one.series.limit_bytes, thresholds)
+    growth = growth_class(e, y, material, thresholds)
+    verdict: Verdict = "bounded"
+    settle = None
+    if growth in ("steady", "stair", "sublinear") and "soon" not in ruling.failed:
+        verdict = "unclear"
+        settle = _would_settle(growth, ruling)
+    grew = growth in ("steady", "stair", "sublinear", "plateau")
+    slope = e.slope_per_s * 3600.0 if grew else 0.0
+    return Finding(
+        id=finding_id(one.series),
+        entity=one.series.entity,
+        metric=one.series.metric,
+        verdict=verdict,
+        growth_class=growth,
+        start_s=e.start_s if grew else None,
+        end_s=float(one.t[b - 1]) if grew else None,
+        slope_bytes_per_hour=slope,
+        severity=0.3 * severity(ruling.hours_to_limit) if verdict == "unclear" else 0.0,
+        confidence=0.5 if verdict == "unclear" else 0.5 + 0.5 * min(1.0, e.points / 240.0),
+        hours_to_limit=ruling.hours_to_limit
+        if verdict == "unclear" and one.series.limit_bytes is not None
+        else None,
+        why=explain(one.series, ruling, slope, None, None, growth, verdict),
+        would_settle=settle,
+        evidence=_numbers(e, ruling, None, None),
+    )
+
+
+def _too_short(one: Prepared, thresholds: Thresholds) -> Finding:
+    return Finding(
+        id=finding_id(one.series),
+        entity=one.series.entity,
+        metric=one.series.metric,
+        verdict="unclear",
+        growth_class="flat",
+        start_s=None,
+        end_s=None,
+        slope_bytes_per_hour=None,
+        severity=0.0,
+        confidence=0.0,
+        why=(f"{one.y.size} samples between restarts at most; a trend needs {thresholds.min_points}",),
+        would_settle=f"at least {thresholds.min_points} samples of one run of the process",
+    )
+
+
+def _would_settle(growth: GrowthClass, ruling: Ruling) -> str:
+    if growth == "sublinear":
+        return "watching on: growth that slows down either ends at a cap (cache) or goes on"
+    if growth == "stair":
+        return "further steps of the same size, or a count of the work done at each step"
+    if "unlike its past" in ruling.failed:
+        return (
+            "growth that goes on beyond what this series has given back before, or a count of the work done"
+        )
+    return "twice the time, or a count of the work done (steps, requests) beside the memory"
+
+
+def severity(hours_to_limit: float | None) -> float:
+    """1 within the hour, 0 at 30 days or never, logarithmic between."""
+    if hours_to_limit is None or hours_to_limit >= 720.0:
+        return 0.05
+    return float(np.clip(1.0 - math.log(max(hours_to_limit, 1.0)) / math.log(720.0), 0.05, 1.0))
+
+
+def _thinned(t: Array, y: Array, points: int = 64) -> tuple[Array, Array]:
+    """Lowest value in each of at most `points` blocks of equal count, with its time."""
+    if y.size <= points:
+        return t, y
+    edges = np.linspace(0, y.size, points + 1).astype(np.int64)[:-1]
+    lowest = np.minimum.reduceat(y, edges)
+    return t[edges], lowest
+
+
+def _numbers(e: Evidence, ruling: Ruling, tau: float | None, p: float | None) -> dict[str, float]:
+    numbers = {
+        "growth": e.growth,
+        "level": e.level,
+        "ramp_s": e.length_s,
+        "view": e.share,
+        "r2": e.r2,
+        "best_r2": e.best_r2,
+        "one_step": e.one_step,
+        "steps": float(e.steps),
+        "last_third": e.last_third,
+        "concave_r2": e.concave_r2,
+        "returned": e.returned,
+        "drift_t": e.drift_t,
+        "stairs": float(e.stairs),
+        "smallest_quarter": min(e.quarters),
+        "points": float(e.points),
+    }
+    if ruling.fall is not None:
+        numbers["largest_fall"] = ruling.fall
+    if tau is not None and p is not None:
+        numbers["tau"], numbers["p"] = tau, p
+    return numbers

@@ -1,0 +1,95 @@
+"""The leak rule: which numbers of the evidence have to hold, and the sentences that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evidence import Evidence
+from .floor import largest_fall
+from .segments import is_saw
+from .thresholds import Thresholds
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Evidence with the conditions that failed; no failure means leak. `fall` in the unit of the series."""
+
+    evidence: Evidence
+    failed: tuple[str, ...]
+    fall: float | None
+    hours_to_limit: float | None
+
+
+def material_growth(metric: str, level: float, limit: float | None, thresholds: Thresholds) -> float:
+    """Least growth worth a word, in the unit of the metric.
+
+    A share of the level always; an absolute floor where the unit is known. `limit` is the scale of metrics
+    that are shares themselves (utilisation).
+    """
+    relative = thresholds.min_relative_growth * max(level, 0.0)
+    if metric.endswith("_bytes"):
+        return max(relative, thresholds.min_growth_bytes)
+    if metric in ("fds", "threads", "children"):
+        return max(relative, thresholds.min_growth_count)
+    return max(relative, 1e-4 * limit if limit else 0.0)
+
+
+def rule_on(
+    evidence: Evidence,
+    whole: Evidence,
+    *,
+    metric: str,
+    run_t: Array,
+    run_y: Array,
+    trace_s: float,
+    limit: float | None,
+    thresholds: Thresholds,
+) -> Ruling:
+    """Apply the rule to one window of a run, whose evidence as a whole is `whole`.
+
+    The past of the run is looked at only when all else holds. Times in seconds, `limit` in the series' unit.
+    """
+    e, x = evidence, thresholds
+    hours = None
+    slope_per_h = e.slope_per_s * 3600.0
+    if slope_per_h > 0 and limit is not None:
+        hours = max(limit - float(run_y[-1]), 0.0) / slope_per_h
+    elif slope_per_h > 0 and e.level > 0:
+        hours = e.level / slope_per_h  # no limit known: the time to double stands for it
+    conditions = {
+        "material": e.growth > material_growth(metric, e.level, limit, x),
+        "soon": hours is not None and hours <= x.horizon_hours or (hours is None and e.growth > 0),
+        "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit,
+        "long": e.ramp_windows >= max(x.min_ramp_windows, x.min_ramp_share * (e.windows - 1))
+        and e.length_s >= x.min_trace_share * trace_s,
+        "even": e.stairs >= x.min_stairs
+        or (
+            e.one_step < x.max_one_step
+            and e.steps >= x.min_steps
+            and min(e.quarters) > x.min_quarter
+            and e.drift_t >= x.min_drift_t
+        ),
+        "lasting": e.last_third > x.min_last_third and not whole.slows_down,
+        "kept": e.returned < x.max_returned,
+    }
+    failed = [name for name, holds in conditions.items() if not holds]
+    fall = None
+    if not failed:
+        fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
+        past = run_y[run_t < e.start_s]
+        # A ramp smoother than anything this noise does needs no comparison; a saw's teeth are smooth as well.
+        smooth = not is_saw(past, 0.5 * e.growth) and (
+            e.stairs >= x.min_stairs or (e.r2 > x.smooth_r2 and e.steps >= x.smooth_steps)
+        )
+        if fall is not None and not (
+            e.growth > x.min_over_falls * fall
+            or (smooth and e.growth > x.smooth_over_falls * fall)
+            or (smooth and e.drift_t >= x.smooth_drift_t)
+        ):
+            failed.append("unlike its past")
+    return Ruling(e, tuple(failed), fall, hours)

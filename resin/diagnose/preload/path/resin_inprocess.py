@@ -1,0 +1,263 @@
+"""Runs inside the target: answers requests for an allocation window, allocator figures, a trim or type counts.
+
+Standard library only, Python 3.8 or later. Loaded by the sitecustomize beside it at start, or sent with
+sys.remote_exec to a running Python 3.14. Nothing is traced until a request comes, and tracing ends with it.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import sys
+import threading
+import time
+
+POLL_S = 0.25
+_SELF = globals().get("__file__", "<resin>")
+MOST_TRACED_BYTES = 64 * 1048576
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def _libc():
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def resident_bytes():
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def allocator():
+    """What glibc's malloc holds: in use, free but kept, mapped. None without mallinfo2 (glibc < 2.33, musl)."""
+    libc = _libc()
+    try:
+        function = libc.mallinfo2
+    except AttributeError:
+        return None
+    function.restype = _Mallinfo2
+    info = function()
+    return {
+        "used_bytes": info.uordblks + info.hblkhd,
+        "free_bytes": info.fordblks,
+        "arena_bytes": info.arena,
+        "mapped_bytes": info.hblkhd,
+        "resident_bytes": resident_bytes(),
+    }
+
+
+def trim():
+    """Ask malloc for its free pages back; says how much resident memory that freed and how long it took."""
+    libc = _libc()
+    before = resident_bytes()
+    started = time.perf_counter()
+    libc.malloc_trim(0)  # a ctypes call releases the GIL: other threads go on unless they allocate
+    return {
+        "freed_bytes": before - resident_bytes(),
+        "resident_bytes": before,
+        "pause_ms": 1000.0 * (time.perf_counter() - started),
+    }
+
+
+def types(seconds=1.0, most=20):
+    """Growth of the number of tracked objects by type over `seconds`. The two walks hold the GIL."""
+
+    def count():
+        counts: dict = {}
+        for thing in gc.get_objects():
+            name = type(thing).__module__ + "." + type(thing).__qualname__
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    started = time.perf_counter()
+    first = count()
+    pause = time.perf_counter() - started
+    time.sleep(seconds)
+    started = time.perf_counter()
+    second = count()
+    pause += time.perf_counter() - started
+    grown = sorted(((second[k] - first.get(k, 0), k) for k in second), reverse=True)[:most]
+    return {"growth": [{"type": k, "count": n} for n, k in grown if n > 0], "pause_ms": 1000.0 * pause}
+
+
+def _by_place(snapshot):
+    """Size and count by stack, outermost frame first, without our own."""
+    raw: dict = {}
+    for trace in snapshot.traces._traces:  # tuples; the public view builds and sorts an object per trace
+        size, count = raw.get(trace[2], (0, 0))
+        raw[trace[2]] = (size + trace[1], count + 1)
+    return {
+        tuple(reversed(frames)): found
+        for frames, found in raw.items()
+        if not any(filename == _SELF for filename, _ in frames)
+    }
+
+
+def window(seconds=3.0, frames=8, most=12):
+    """Allocations made and kept during a window, by stack, innermost frame last.
+
+    Three snapshots at one, two and three thirds: a place counts with the smaller of its two growths, so that
+    what only lives for the step at hand does not. Beside it the growth of resident memory over the window and
+    the lines that ran while it grew, for memory that Python's allocators do not see (tensors, C libraries).
+    """
+    import tracemalloc
+
+    if tracemalloc.is_tracing():
+        return {"error": "the target traces its own allocations already"}
+    me = threading.get_ident()
+    pause = 0.0
+    snapshots = []
+    running: dict = {}
+    first_resident = last = resident_bytes()
+    grown_total = 0
+    cut_short = False
+    started = time.monotonic()
+    tracemalloc.start(frames)
+    try:
+        for third in (1, 2, 3):
+            while True:
+                left = started + seconds * third / 3.0 - time.monotonic()
+                if left <= 0 or cut_short:
+                    break
+                time.sleep(min(0.01, left))
+                now = resident_bytes()
+                if now > last:
+                    grown_total += now - last
+                    others = [f for ident, f in sys._current_frames().items() if ident != me]
+                    for frame in others:
+                        place = _innermost(frame)
+                        running[place] = running.get(place, 0) + (now - last) / len(others)
+                last = now
+                if tracemalloc.get_tracemalloc_memory() > MOST_TRACED_BYTES:
+                    cut_short = True
+            before = time.thread_time()  # our CPU time bounds how long we held the GIL
+            snapshots.append((time.monotonic(), _by_place(tracemalloc.take_snapshot())))
+            pause += time.thread_time() - before
+    finally:
+        tracemalloc.stop()
+    (t1, one), (t2, two), (t3, three) = snapshots
+    places = []
+    for frames_, (size, count) in three.items():
+        middle, middle_count = two.get(frames_, (0, 0))
+        low, low_count = one.get(frames_, (0, 0))
+        growth = min(size - middle, middle - low) if not cut_short else size
+        if growth > 0:
+            places.append(
+                {
+                    "stack": [list(f) for f in frames_],
+                    "bytes": size - low,
+                    "count": count - low_count,
+                    "steady_bytes": 2 * growth,
+                }
+            )
+    places.sort(key=lambda p: -p["steady_bytes"])
+    busiest = sorted(running.items(), key=lambda item: -item[1])[:most]
+    return {
+        "places": places[:most],
+        "elided": max(0, len(places) - most),
+        "python_growth_bytes": sum(p["steady_bytes"] for p in places),
+        "resident_growth_bytes": last - first_resident,
+        "running": [{"file": k[0], "line": k[1], "function": k[2], "bytes": n} for k, n in busiest],
+        "running_total_bytes": grown_total,
+        "seconds": t3 - started,
+        "cut_short": cut_short,
+        "pause_ms": 1000.0 * pause,
+    }
+
+
+_PREFIXES = tuple({os.path.normpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix) if p})
+
+
+def _is_library(filename):
+    return filename.startswith("<") or "site-packages" in filename or filename.startswith(_PREFIXES)
+
+
+def _innermost(frame):
+    """The innermost frame outside the standard library and installed packages, else the innermost."""
+    best = frame
+    while frame is not None:
+        if not _is_library(frame.f_code.co_filename):
+            best = frame
+            break
+        frame = frame.f_back
+    return (best.f_code.co_filename, best.f_lineno, best.f_code.co_name)
+
+
+def answer(request):
+    op = request.get("op")
+    if op == "window":
+        return window(float(request.get("seconds", 3.0)), int(request.get("frames", 8)))
+    if op == "allocator":
+        return {"allocator": allocator()}
+    if op == "trim":
+        return trim()
+    if op == "types":
+        return types(float(request.get("seconds", 1.0)))
+    return {"error": f"unknown op {op!r}; known: window, allocator, trim, types"}
+
+
+def _write(path, found):
+    draft = path + ".part"
+    with open(draft, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.rename(draft, path)
+
+
+def handle(request, path):
+    """Answer one request into a file; whatever goes wrong is an answer too."""
+    try:
+        found = answer(request)
+    except Exception as error:
+        found = {"error": repr(error)}
+    found["pid"] = os.getpid()
+    _write(path, found)
+
+
+def _loop(directory):
+    pid = os.getpid()
+    base = os.path.join(directory, str(pid))
+    _write(base + ".ready", {"pid": pid, "python": list(sys.version_info[:3])})
+    while True:
+        time.sleep(POLL_S)
+        try:
+            with open(base + ".request", encoding="utf-8") as file:
+                request = json.load(file)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            request = {"op": f"unreadable request: {error}"}
+        os.unlink(base + ".request")
+        handle(request, base + ".answer")
+
+
+def _quiet_loop(directory):
+    with contextlib.suppress(OSError):  # the watcher is gone, and its directory with it
+        _loop(directory)
+
+
+def serve(directory):
+    """Wait for requests in a daemon thread, in forked children as well."""
+
+    def start():
+        threading.Thread(target=_quiet_loop, args=(directory,), name="resin", daemon=True).start()
+
+    start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=start)
