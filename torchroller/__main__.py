@@ -121,6 +121,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _timed(operator: object, predicted_s: float) -> str:
     import torch
 
+    from torchroller.backend import roller
     from torchroller.cost import time_text
     from torchroller.operators import Operator
     from torchroller.report import _medians
@@ -128,7 +129,7 @@ def _timed(operator: object, predicted_s: float) -> str:
     assert isinstance(operator, Operator)
     fn, inputs = operator.call()
     torch._dynamo.reset()
-    compiled = torch.compile(fn, backend="roller")
+    compiled = torch.compile(fn, backend=roller)
     with torch.inference_mode():
         expected, got = fn(*inputs), compiled(*inputs)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

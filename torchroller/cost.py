@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 
 from torchroller.capacity import Launch, occupancy
-from torchroller.device import DeviceSpec, MemLevel, rate_text
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, MemLevel, rate_text
 from torchroller.tile import padded
 from torchroller.traffic import Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes
 
