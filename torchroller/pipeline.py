@@ -127,7 +127,7 @@ def _members(group: Group) -> list[Node]:
         node = stack.pop()
         for a in (*node.args, *(i for i in node.index if isinstance(i, Node))):
             inside = a.kind in ("view", "pointwise", "iota") or (a.kind == "gather" and node.kind != "gather")
-            if a not in seen and inside:
+            if a not in seen and a not in group.tensors and inside:
                 seen.add(a)
                 stack.append(a)
     return sorted((n for n in seen if n.kind != "view"), key=lambda n: n.serial)
