@@ -7,6 +7,7 @@ text is compiled once per process. A cache directory that cannot be written is r
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
 
@@ -157,6 +159,18 @@ class NativeExecutor:
         handle = kernel.handle
         return self.driver.utils.entry_address(handle.function if isinstance(handle, Loaded) else handle)
 
+    def block(self, kernel: CompiledKernel, addresses: Sequence[int]) -> tuple[Any, Any]:
+        """(launch block, memory that must live as long as the block) of a CPU kernel."""
+        metadata = kernel.handle.metadata
+        need = int(metadata["scratch_bytes"] if isinstance(metadata, dict) else metadata.scratch_bytes)
+        extra: dict[str, Any] = {}
+        memory = None
+        if need:  # threads x whole cache lines
+            memory = allocate(-(-need // 64) * 64 * torch.get_num_threads(), torch.device("cpu"))
+            extra = {"scratch": memory.data_ptr(), "scratch_bytes": need}
+        source = kernel.source
+        return self.driver.utils.pack_block((source.grid, 1, 1), addresses, source.signature, **extra), memory
+
     def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]:
         """Machine code and launch metadata of a CPU kernel, to be kept; nothing where Triton keeps them itself."""
         if not self.native:
@@ -179,11 +193,7 @@ class NativeExecutor:
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
         if self.native:
-            block = self.driver.utils.pack_block(
-                (kernel.source.grid, 1, 1), [t.data_ptr() for t in tensors], kernel.source.signature
-            )
-            import ctypes
-
+            block, _scratch = self.block(kernel, [t.data_ptr() for t in tensors])
             entries = (ctypes.c_void_p * 1)(self.entry(kernel))
             blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
             self.driver.utils.run_many(1, entries, blocks)

@@ -16,6 +16,7 @@ from torch import fx
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
+from .emit.common import indirect
 from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
 from .fuse import Fused, Group, fuse, strided_view
@@ -56,6 +57,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
+    checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
     choices: dict[Any, Choice] = {}
     picks: dict[Group, Choice] = {}
     for group, kernel in kernels.items():
@@ -64,7 +66,8 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if key not in choices:
             with _blame(group):
                 choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
-                                      measure=options.measure)  # fmt: skip
+                                      measure=options.measure,
+                                      check=checked and indirect(kernel.expr))  # fmt: skip
         picks[group] = choices[key]
     owners = {c: group for group, c in picks.items()}
     built: dict[Choice, CompiledKernel] = {}
@@ -90,6 +93,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 packed[key] = PackedWeight(name, names[at], layout)
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
             names[at] = packed[key].name
+        if choice.source.flags:
+            buffers.setdefault("errors", BufferSpec("errors", "flag", 1, "int32"))
+            names.append("errors")
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
         steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
                             choice.measured_s))  # fmt: skip
@@ -110,18 +116,21 @@ def _blame(group: Group) -> Iterator[None]:
 
 
 def _origins(group: Group) -> frozenset[str]:
-    found: set[str] = set()
+    return frozenset(n.origin for n in _members(group) if n.origin)
+
+
+def _members(group: Group) -> list[Node]:
+    """What a kernel computes, inline values included, in the order of the graph."""
     stack = list(group.index)
     seen: set[Node] = set(stack)
-    while stack:  # inline values are part of the kernel too
+    while stack:
         node = stack.pop()
-        if node.origin:
-            found.add(node.origin)
         for a in (*node.args, *(i for i in node.index if isinstance(i, Node))):
-            if a not in seen and a.kind in ("view", "pointwise", "iota"):
+            inside = a.kind in ("view", "pointwise", "iota") or (a.kind == "gather" and node.kind != "gather")
+            if a not in seen and a not in group.tensors and inside:
                 seen.add(a)
                 stack.append(a)
-    return frozenset(found)
+    return sorted((n for n in seen if n.kind != "view"), key=lambda n: n.serial)
 
 
 @functools.lru_cache
@@ -138,7 +147,7 @@ def device_spec(device: torch.device) -> DeviceSpec:
 def kernel_name(group: Group) -> str:
     """A name that says what is in the kernel, the same for equal kernels."""
     words: list[str] = []
-    for node in group.index:
+    for node in _members(group):
         word = re.sub(r"_?\d+$", "", node.origin) or node.fn or node.kind
         if word not in words:
             words.append(word)

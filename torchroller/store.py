@@ -38,7 +38,7 @@ def key_of(*parts: object) -> str:
     """Name of an entry: a digest of everything that the kernel depends on."""
     digest = hashlib.sha256()
     for part in (*parts, _code_digest()):
-        digest.update(str(part).encode())
+        digest.update(repr(part).encode())  # not str: a TensorExpr prints without its strides
         digest.update(b"\0")
     return digest.hexdigest()
 

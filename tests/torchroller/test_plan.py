@@ -220,3 +220,15 @@ def test_autocast():
         want, got = torch.relu(layer(x)), compiled(lambda x: torch.relu(layer(x)))(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("executor", ["native", "interpret"])
+def test_an_index_out_of_range_raises_as_in_aten(executor):
+    table = torch.randn(10, 4)
+    fn = compiled(lambda i, t: F.embedding(i, t) * 2, executor=executor)
+    good = torch.tensor([1, 9, 0])
+    torch.testing.assert_close(fn(good, table), table[good] * 2)
+    for bad in ([1, 10, 0], [1, -1, 0]):
+        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_mul"):
+            fn(torch.tensor(bad), table)
+    torch.testing.assert_close(fn(good, table), table[good] * 2)
