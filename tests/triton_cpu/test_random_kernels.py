@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from oracle import interpreted, module_of, needs_backend, ramp
+from oracle import Interpreter, module_of, needs_backend, ramp
 
 pytestmark = needs_backend
 
@@ -19,7 +20,15 @@ ACCESSES = {
     "one column": "i * 64 + j * 0", "backwards": "(31 - i) * 64 + 63 - j", "wrapping": "i * 64 + (j + 5) % n",
     "divided": "(j // 3) * 64 + i + j % 3", "shifted": "(i << 6) + (j ^ 1)", "indirect": "tl.load(z + i * 64 + j) + 50",
 }  # fmt: skip
-MASKS = ["", "(i < m) & (j < n)", "j < n", "i < m", "(i + j < n) & (j != 3)", "tl.load(z + i * 64 + j) > 0", "flag > 0"]
+MASKS = [
+    "",
+    "(i < m) & (j < n)",
+    "j < n",
+    "i < m",
+    "(i + j < n) & (j != 3)",
+    "tl.load(z + i * 64 + j) > 0",
+    "flag > 0",
+]
 FLOATS = [
     "{a} + {b}", "{a} - {b} * 0.5", "{a} * tl.exp(-tl.abs({b}))", "tl.maximum({a}, {b})", "tl.minimum({a}, -{b})",
     "tl.where({p} > 0, {a}, {b})", "tl.where(i < j, {a}, {b} + 1)", "tl.sqrt(tl.abs({a}))", "{a} + {p}",
@@ -83,23 +92,41 @@ def kernels(draw: st.DrawFn) -> tuple[str, int, int, int, int, int]:
     header = "@triton.jit\ndef kernel(x, y, z, o, r, m, n, flag, M: tl.constexpr, N: tl.constexpr):\n"
     indices = ["i = tl.arange(0, M)[:, None]", "j = tl.arange(0, N)[None, :]"]
     source = header + "".join(f"    {line}\n" for line in [*indices, *lines])
-    return (source, rows, cols, draw(st.integers(1, rows)), draw(st.integers(1, cols)), draw(st.integers(0, 1)))
+    return (
+        source,
+        rows,
+        cols,
+        draw(st.integers(1, rows)),
+        draw(st.integers(1, cols)),
+        draw(st.integers(0, 1)),
+    )
 
 
-def agree(case: tuple[str, int, int, int, int, int]) -> None:
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    running = Interpreter(tmp_path_factory.mktemp("interpreter"))
+    yield running
+    running.close()
+
+
+def agree(interpreter: Interpreter, case: tuple[str, int, int, int, int, int]) -> None:
     source, rows, cols, m, n, flag = case
     with tempfile.TemporaryDirectory() as folder:
-        kernel = module_of(Path(folder), source).kernel
-        results = []
-        for run in (kernel, interpreted(kernel)):
-            x, y, z = ramp(8192), ramp(8192, seed=1), ramp(8192, dtype=torch.int32, seed=2)
-            o, r = torch.full((2 * rows * cols,), 9.0), torch.full((rows * cols,), 9, dtype=torch.int32)
-            options = {"enable_fp_fusion": False} if run is kernel else {}
-            run[(1,)](x, y, z, o, r, m, n, flag, M=rows, N=cols, **options)
-            results.append((x, o, r))
-    for got, want, name in zip(*results, ("x", "o", "r")):
+        module = module_of(Path(folder), source)
+        x, y, z = ramp(8192), ramp(8192, seed=1), ramp(8192, dtype=torch.int32, seed=2)
+        o, r = torch.full((2 * rows * cols,), 9.0), torch.full((rows * cols,), 9, dtype=torch.int32)
+        arguments = [x, y, z, o, r, m, n, flag]
+        constants = {"M": rows, "N": cols}
+        wanted = interpreter.run(module.__file__, arguments, constants)
+        module.kernel[(1,)](*arguments, **constants, enable_fp_fusion=False)
+    for got, want, name in zip(arguments[:5], wanted, "xyzor"):
         torch.testing.assert_close(
-            got, want, rtol=3e-3, atol=3e-3, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}\n{source}"
+            got,
+            want,
+            rtol=3e-3,
+            atol=3e-3,
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name}: {text}\n{source}",
         )
 
 
@@ -108,12 +135,12 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derando
 
 @settings(max_examples=12, **COMMON)
 @given(kernels())
-def test_random_kernels(case: tuple[str, int, int, int, int, int]) -> None:
-    agree(case)
+def test_random_kernels(interpreter: Interpreter, case: tuple[str, int, int, int, int, int]) -> None:
+    agree(interpreter, case)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, **COMMON)
+@settings(max_examples=300, **COMMON)
 @given(kernels())
-def test_many_random_kernels(case: tuple[str, int, int, int, int, int]) -> None:
-    agree(case)
+def test_many_random_kernels(interpreter: Interpreter, case: tuple[str, int, int, int, int, int]) -> None:
+    agree(interpreter, case)
