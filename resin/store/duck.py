@@ -166,6 +166,17 @@ class Store:
             values["time_s"] = max(values["time_s"], time_ms / 1000.0)
         return found
 
+    def last_seen(self, entities: Iterable[Entity]) -> dict[Entity, float]:
+        """Time of the newest sample of each of these entities that has any."""
+        with self._write:
+            numbers = {self._entities.ids[e]: e for e in entities if e in self._entities.ids}
+        if not numbers:
+            return {}
+        rows = self._cursor().execute(
+            "SELECT entity, max(time_ms) FROM samples WHERE entity IN (SELECT unnest(?)) GROUP BY 1", [list(numbers)]
+        )
+        return {numbers[number]: time_ms / 1000.0 for number, time_ms in rows.fetchall()}
+
     def sample_count(self) -> int:
         """Number of values stored."""
         row = self._cursor().execute("SELECT count(*) FROM samples").fetchone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -163,6 +164,22 @@ def test_watch_passes_output_and_exit_code_through():
     assert done.returncode == 128 + 15
     assert run("watch", "--", "/no/such/program").returncode == 127
     assert run("watch").returncode == 2
+
+
+def test_watch_for_a_while_ends_the_whole_tree(tmp_path):
+    pids = tmp_path / "pids"
+    code = (
+        "import os, time\n"
+        "for _ in range(2):\n"
+        "    if os.fork() == 0: break\n"
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "time.sleep(600)"
+    )
+    done = run("watch", "--tick", "0.1", "--for", "1.5", "--", sys.executable, "-c", code, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for pid in pids.read_text().split():
+        stat = pathlib.Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or ") Z " in stat.read_text()
 
 
 def test_byte_texts():

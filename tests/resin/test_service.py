@@ -121,6 +121,15 @@ def test_life_of_a_finding(client):
     assert client.get("/api/v1/findings").json()["findings"][0]["status"] == "open"
 
 
+def test_a_finding_on_a_process_that_ended_says_so(client, store):
+    store.append([Sample(LEAKER, time.time() - 3600, {"anon_bytes": 1.0}), Sample(STEADY, time.time(), {"anon_bytes": 1.0})])
+    keep(client, finding(), finding(id="f2", entity=STEADY))
+    found = {f["id"]: f for f in client.get("/api/v1/findings").json()["findings"]}
+    assert (found["f1"]["status"], found["f2"]["status"]) == ("ended", "open")
+    assert found["f1"]["ended_s"] == pytest.approx(time.time() - 3600, abs=60)
+    assert 'resin_findings{verdict="leak"} 1' in client.get("/metrics").text
+
+
 def test_a_better_metric_takes_the_finding_over(client):
     keep(client, finding())
     client.app.state.findings.keep_diagnosis("f1", Diagnosis("f1", 41, "unknown", (), 0.1, 0.0, ()))
