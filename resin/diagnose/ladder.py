@@ -94,7 +94,7 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
             return
     reason = remote.usable(target)
     if reason is None:
-        found = remote.ask(target.pid, request, timeout_s=3.0 * seconds + 10.0)
+        found = remote.ask(target, request, timeout_s=3.0 * seconds + 10.0)
         if _window(book, found, "remote_exec"):
             return
     else:

@@ -117,7 +117,7 @@ class Trim:
         if control is not None:
             found = preload.ask(control, pid, request, timeout_s=30.0)
         else:
-            found = remote.ask(pid, request, timeout_s=30.0)
+            found = remote.ask(inspect(pid), request, timeout_s=30.0)
         if found is None:
             return Outcome(
                 True, False, "no answer within 30 s; the target's main thread is in C code or blocked"

@@ -73,7 +73,12 @@ def test_add_a_mitigation(monkeypatch, tmp_path):
     monkeypatch.setattr(resin.mitigate, "entry_points", lambda group: [point("drop-caches", made)])
     names = list(mitigations())
     assert names.index("trim") < names.index("drop-caches") < names.index("drain-restart")
-    text = "import signal, sys\nsignal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))\nprint('ready', flush=True)\nsignal.pause()"
+    text = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     entity = Entity("h", "server.py", process.pid)

@@ -15,7 +15,7 @@ import pytest
 
 from resin.diagnose import Gone, diagnose, heapwalk, preload, remote, stacks
 from resin.diagnose.mappings import read_smaps
-from resin.diagnose.target import inspect
+from resin.diagnose.target import Target, inspect
 
 LEAK = textwrap.dedent(
     """\
@@ -160,6 +160,19 @@ def test_what_is_sent_to_a_314_interpreter_runs(tmp_path):
     found = json.loads(answer.read_text())
     assert found["places"][0]["stack"][-1][0] == "<string>"
     assert found["places"][0]["steady_bytes"] > 50_000
+
+
+def test_another_version_is_asked_by_an_interpreter_like_it(tmp_path):
+    python = tmp_path / "python3.99"
+    python.write_text('#!/bin/sh\nprintf \'{"pid": %s}\' "$5" > "$(dirname "$6")/answer.json"\n')
+    python.chmod(0o755)
+    target = Target(os.getpid(), str(python), (str(python),), (3, 99), True)
+    assert remote.usable(target) is None
+    assert remote.ask(target, {"op": "trim"}, timeout_s=5) == {"pid": os.getpid()}
+    python.write_text("#!/bin/sh\necho 'PermissionError: not allowed' >&2\nexit 1\n")
+    assert "not allowed" in remote.ask(target, {"op": "trim"}, timeout_s=5)["error"]
+    gone = Target(1, "/no/python3.99", (), (3, 99), True)
+    assert "cannot be started from here" in remote.usable(gone)
 
 
 FRAGMENTED = textwrap.dedent(
