@@ -261,7 +261,8 @@ def _traces_text(t: dict[str, Any]) -> list[str]:
         f"{t['containers_with_hourly_alarms']} containers (a linear 1 h / 4 h rule alerts on "
         f"{t['linear_rule_1h_4h_containers']}).",
         "",
-        "| leak begins | slope per hour | leaks | too slow to matter | recall | start within 10 % | slope within 25 % |",
+        "| leak begins | slope per hour | leaks | too slow to matter | recall | start within 10 % "
+        "| slope within 25 % |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in t["injected"] + t["injected_at_twice_the_noise"]:
@@ -273,7 +274,8 @@ def _traces_text(t: dict[str, Any]) -> list[str]:
         else:
             slope = f"{100 * row['slope_per_hour']:.1f} % of limit"
         lines.append(
-            f"| {begin} | {slope} | {row['leaks']} | {row['left_out_over_30_days_to_the_limit']} | {row['recall']} | {row['start_within_10_percent']} | "
+            f"| {begin} | {slope} | {row['leaks']} | {row['left_out_over_30_days_to_the_limit']} | "
+            f"{row['recall']} | {row['start_within_10_percent']} | "
             f"{row['slope_within_25_percent']} |"
         )
     halves = ", ".join(f"{h['half']} {h['recall']}" for h in t["halves"])
@@ -294,11 +296,11 @@ def _corpus_text(c: dict[str, Any]) -> list[str]:
         "| program | expected | verdict | class | metric | culprit line ranked | pause ms |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in c["results"]:
-        lines.append(
-            f"| {r['program']} | {r['expected']} | {r['verdict']} | {r['class']} | {r['metric']} | "
-            f"{r['line_rank'] or '-'} | {'-' if r['pause_ms'] is None else r['pause_ms']} |"
-        )
+    lines += [
+        f"| {r['program']} | {r['expected']} | {r['verdict']} | {r['class']} | {r['metric']} | "
+        f"{r['line_rank'] or '-'} | {'-' if r['pause_ms'] is None else r['pause_ms']} |"
+        for r in c["results"]
+    ]
     return [*lines, ""]
 
 

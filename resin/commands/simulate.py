@@ -39,7 +39,8 @@ def _list(args: argparse.Namespace) -> int:
     for case in CASES:
         missing = "" if case.available else f"  (needs {case.needs})"
         print(
-            f"{case.name:20} {'leaks' if case.leaks else 'healthy':8} {'/'.join(case.verdicts):18} {case.source}{missing}"
+            f"{case.name:20} {'leaks' if case.leaks else 'healthy':8} {'/'.join(case.verdicts):18} "
+            f"{case.source}{missing}"
         )
     return 0
 
@@ -59,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     if case is None:
         return 2
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, str(case.path), str(args.seconds)])
+    return os.execv(sys.executable, [sys.executable, str(case.path), str(args.seconds)])
 
 
 def _judge(args: argparse.Namespace) -> int:

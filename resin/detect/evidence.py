@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,7 +202,7 @@ _COPIED = {f.name for f in fields(Evidence)}
 
 def _evidence(window: Window, count: int, row: dict[str, NDArray]) -> Evidence:
     width = (window.end_s - window.start_s) / count
-    values = {
+    values: dict[str, Any] = {
         name: tuple(float(v) for v in value) if name.endswith("quarters") else value.item()
         for name, value in row.items()
         if name in _COPIED

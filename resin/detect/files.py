@@ -80,7 +80,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, list]]]:
             rows = cursor.fetchall()
     except duckdb.Error as error:
         raise TraceError(f"{path}: not readable as Parquet: {error}") from error
-    return header, iter(enumerate(rows, start=1))
+    return header, ((number, list(row)) for number, row in enumerate(rows, start=1))
 
 
 def _expected() -> str:

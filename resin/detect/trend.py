@@ -40,7 +40,9 @@ def mann_kendall(y: Array) -> tuple[float, float]:
     residual = y - theil_sen(at, y) * at
     ranks = np.argsort(np.argsort(residual, kind="stable"), kind="stable").astype(np.float64)
     ranks -= ranks.mean()
-    power = float((ranks * ranks).sum())
+    # Ranks of what rounding has left of a perfect line would look like a slow wave.
+    exact = float(residual.std()) <= 1e-9 * float(np.abs(y).max())
+    power = 0.0 if exact else float((ranks * ranks).sum())
     correction = 0.0
     if power > 0:
         bound = 1.96 / math.sqrt(n)

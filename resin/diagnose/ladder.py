@@ -94,7 +94,7 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
             return
     reason = remote.usable(target)
     if reason is None:
-        found = remote.ask(target.pid, request, timeout_s=3.0 * seconds + 10.0)
+        found = remote.ask(target, request, timeout_s=3.0 * seconds + 10.0)
         if _window(book, found, "remote_exec"):
             return
     else:
@@ -113,13 +113,11 @@ def _window(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
     book.pause_ms += float(found["pause_ms"])
     total = float(found["python_growth_bytes"]) or 1.0
     resident = float(found["resident_growth_bytes"])
-    ranked: dict[tuple[str, int], list[float]] = {}
+    ranked: dict[tuple[str, int], float] = {}
     for place in found["places"]:
         frame = _blame(place["stack"])
-        size = ranked.setdefault(frame, [0.0, 0.0])
-        size[0] += place["steady_bytes"]
-        size[1] += place["count"]
-    for (file, line), (size, _) in sorted(ranked.items(), key=lambda item: -item[1][0]):
+        ranked[frame] = ranked.get(frame, 0.0) + float(place["steady_bytes"])
+    for (file, line), size in sorted(ranked.items(), key=lambda item: -item[1]):
         book.suspects.append(
             Suspect(file, line, function_at(file, line), size, min(1.0, size / total), "tracemalloc")
         )
@@ -166,7 +164,8 @@ def _stacks(target: Target, book: Notebook, seconds: float) -> None:
     for site in sites[:3]:
         book.suspects.append(Suspect(site.file, site.line, site.function, None, None, "source"))
         book.notes.append(
-            f"{site.file}:{site.line} adds to {site.container}, which outlives the call; nothing in that file takes out of it"
+            f"{site.file}:{site.line} adds to {site.container}, which outlives the call; "
+            "nothing in that file takes out of it"
         )
     total = max(found.grown_bytes, 1)
     for (file, line, name), size in found.by_line.most_common(5):

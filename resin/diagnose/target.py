@@ -68,3 +68,13 @@ def resident_bytes(pid: int) -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs: a zombie that nobody has waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            content = file.read()
+    except OSError:
+        return False
+    return content[content.rfind(b")") + 2 : content.rfind(b")") + 3] not in (b"Z", b"X")

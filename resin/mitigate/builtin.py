@@ -117,7 +117,7 @@ class Trim:
         if control is not None:
             found = preload.ask(control, pid, request, timeout_s=30.0)
         else:
-            found = remote.ask(pid, request, timeout_s=30.0)
+            found = remote.ask(inspect(pid), request, timeout_s=30.0)
         if found is None:
             return Outcome(
                 True, False, "no answer within 30 s; the target's main thread is in C code or blocked"
@@ -292,14 +292,15 @@ class CheckpointRestart:
                 os.kill(pid, number)
             except OSError as error:
                 return Outcome(False, False, f"process {pid} could not be signalled: {error.strerror}")
-            since = min(asked, before.modified_s) if before is None else max(before.modified_s, asked - 1.0)
+            # File times may lag the clock by a tick.
+            since = asked - 1.0 if before is None else max(before.modified_s, asked - 1.0)
         else:
             assert before is not None
             since = before.modified_s - 1.0
         found = checkpoint.confirm(
             config.checkpoint_path,
             since,
-            timeout_s=min(self.confirm_s, config.checkpoint_max_age_s),
+            timeout_s=self.confirm_s,
             settle_s=self.settle_s,
             usual_bytes=None if before is None else before.size_bytes,
         )

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..config import Config
@@ -17,7 +18,12 @@ from ..store.records import finding_from_json, to_json
 MAX_KEPT = 2000  # findings written per detection, the most severe first
 MAX_HISTORY = 120
 ENDED_AFTER_S = 300.0
-FAMILY = {"uss_bytes", "anon_bytes", "pss_bytes", "rss_bytes"}  # metrics that tell one growth of private memory
+FAMILY = {
+    "uss_bytes",
+    "anon_bytes",
+    "pss_bytes",
+    "rss_bytes",
+}  # metrics that tell one growth of private memory
 
 
 class UnknownFinding(KeyError):
@@ -115,7 +121,9 @@ class Findings:
         from ..agent.identity import is_running
 
         if not is_running(finding.entity):
-            raise ValueError(f"process {finding.entity.pid} has ended, or its pid belongs to another process now")
+            raise ValueError(
+                f"process {finding.entity.pid} has ended, or its pid belongs to another process now"
+            )
         from ..diagnose import diagnose
 
         diagnosis = diagnose(finding.entity.pid, finding=finding)
@@ -154,9 +162,13 @@ class Findings:
         if not apply:
             return [to_json(action) for action in planned]
         if content["status"] != "open" or finding.verdict not in {"leak", "retention"}:
-            raise ValueError(f"finding {finding.id} is {content['status']} ({finding.verdict}): nothing to act on")
+            raise ValueError(
+                f"finding {finding.id} is {content['status']} ({finding.verdict}): nothing to act on"
+            )
         if finding.entity.host != self.host:
-            raise ValueError(f"{finding.entity.host} is another host: run `resin mitigate {finding.id}` there")
+            raise ValueError(
+                f"{finding.entity.host} is another host: run `resin mitigate {finding.id}` there"
+            )
         taken: list[Action] = []
         for action in planned:
             if action.name in self.config.mitigations and not action.applied:
@@ -221,7 +233,8 @@ class DetectionLoop:
         self.config = config
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resin-detect", daemon=True)
-        self._tried: set[str] = set()
+        self._diagnosing = ThreadPoolExecutor(1, thread_name_prefix="resin-diagnose")
+        self._leaking: dict[str, int] = {}  # finding id -> detections in a row that called it a leak
         self._acted: dict[str, float] = {}
 
     def start(self) -> None:
@@ -231,6 +244,7 @@ class DetectionLoop:
     def stop(self) -> None:
         """End after the scan in progress."""
         self._stop.set()
+        self._diagnosing.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
@@ -244,24 +258,35 @@ class DetectionLoop:
                 if time.monotonic() > retention_due:
                     self.findings.store.forget_before(time.time() - self.config.retention_s)
                     retention_due = time.monotonic() + 3600.0
-            except Exception as error:  # one failed pass must not end detection; /metrics and the page show it
+            except (
+                Exception
+            ) as error:  # one failed pass must not end detection; /metrics and the page show it
                 self.findings.last_error = f"{type(error).__name__}: {error}"
             # A large fleet's scan takes a while: never use more than a fifth of the time for it.
             pause = max(self.config.detect_every_s, 4 * (time.monotonic() - started))
 
     def _react(self, open_findings: list[dict[str, Any]]) -> None:
+        leaking = {f["id"] for f in open_findings if f["verdict"] in {"leak", "retention"}}
+        self._leaking = {i: self._leaking.get(i, 0) + 1 for i in leaking}
         for finding in open_findings:
             local = finding["entity"]["host"] == self.findings.host and finding["entity"]["pid"] is not None
             if finding["verdict"] not in {"leak", "retention"} or not local:
                 continue
             identifier = finding["id"]
             try:
-                if self.config.auto_diagnose and identifier not in self._tried:
-                    self._tried.add(identifier)
-                    self.findings.diagnose(identifier)
+                # Confirmed once: the first judgement on a young process may be of its warm-up.
+                if self.config.auto_diagnose and self._leaking[identifier] == 2:
+                    self._diagnosing.submit(self._diagnose, identifier)
                 due = time.monotonic() - self._acted.get(identifier, -1e9) >= self.config.mitigate_cooldown_s
                 if self.config.mitigations and due:
                     self._acted[identifier] = time.monotonic()
                     self.findings.mitigate(identifier, apply=True)
             except (ValueError, OSError, KeyError) as error:
                 self.findings.last_error = f"{identifier}: {error}"
+
+    def _diagnose(self, identifier: str) -> None:
+        """One diagnosis at a time, beside detection: it takes seconds in which others may clear."""
+        try:
+            self.findings.diagnose(identifier)
+        except Exception as error:  # a process that ends while it is looked at is not the service's end
+            self.findings.last_error = f"diagnosis of {identifier}: {type(error).__name__}: {error}"

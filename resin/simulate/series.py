@@ -26,7 +26,7 @@ class Labelled:
 def labelled_series(count: int, *, seed: int, points: int = 720, step_s: float = 60.0) -> list[Labelled]:
     """`count` series of all classes in turn, the same for the same seed. Levels of 0.2 to 8 GiB."""
     rng = np.random.default_rng(seed)
-    kinds = ("steady", "flat", "stair", "plateau", "spike", "sublinear", "saw-tooth")
+    kinds: tuple[GrowthClass, ...] = ("steady", "flat", "stair", "plateau", "spike", "sublinear", "saw-tooth")
     return [_one(kinds[i % len(kinds)], i, rng, points, step_s) for i in range(count)]
 
 

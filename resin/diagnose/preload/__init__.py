@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..target import is_alive
+
 HERE = Path(__file__).resolve().parent / "path"
 CONTROL_VARIABLE = "RESIN_PRELOAD_DIR"
 
@@ -61,7 +63,7 @@ def ask(
             found = json.loads(answer.read_text())
             answer.unlink(missing_ok=True)
             return found
-        if not Path(f"/proc/{pid}").exists():
+        if not is_alive(pid):
             return None
         time.sleep(0.05)
     (control_dir / f"{pid}.request").unlink(missing_ok=True)

@@ -9,7 +9,8 @@ END = time.monotonic() + (float(sys.argv[1]) if len(sys.argv) > 1 else 60.0)
 if len(sys.argv) > 2 and sys.argv[2] == "child":
     kept = []
     for line in sys.stdin:
-        kept.append(bytearray(int(line)))  # culprit
+        block = bytearray(int(line))  # culprit
+        kept.append(block)  # culprit
 else:
     child = subprocess.Popen([sys.executable, __file__, "0", "child"], stdin=subprocess.PIPE, text=True)
     while time.monotonic() < END:

@@ -12,7 +12,7 @@ class Model:
         self.weights = bytearray(4_000_000)  # culprit
         self.number = number
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  (the mistake that this program is about)
+    @functools.cache  # noqa: B019  (the mistake that this program is about)
     def encode(self, text):
         return hash((self.number, text))
 

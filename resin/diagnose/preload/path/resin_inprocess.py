@@ -4,6 +4,7 @@ Standard library only, Python 3.8 or later. Loaded by the sitecustomize beside i
 sys.remote_exec to a running Python 3.14. Nothing is traced until a request comes, and tracing ends with it.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -79,7 +80,7 @@ def types(seconds=1.0, most=20):
     """Growth of the number of tracked objects by type over `seconds`. The two walks hold the GIL."""
 
     def count():
-        counts = {}
+        counts: dict = {}
         for thing in gc.get_objects():
             name = type(thing).__module__ + "." + type(thing).__qualname__
             counts[name] = counts.get(name, 0) + 1
@@ -98,7 +99,7 @@ def types(seconds=1.0, most=20):
 
 def _by_place(snapshot):
     """Size and count by stack, outermost frame first, without our own."""
-    raw = {}
+    raw: dict = {}
     for trace in snapshot.traces._traces:  # tuples; the public view builds and sorts an object per trace
         size, count = raw.get(trace[2], (0, 0))
         raw[trace[2]] = (size + trace[1], count + 1)
@@ -123,7 +124,7 @@ def window(seconds=3.0, frames=8, most=12):
     me = threading.get_ident()
     pause = 0.0
     snapshots = []
-    running = {}
+    running: dict = {}
     first_resident = last = resident_bytes()
     grown_total = 0
     cut_short = False
@@ -247,10 +248,8 @@ def _loop(directory):
 
 
 def _quiet_loop(directory):
-    try:
+    with contextlib.suppress(OSError):  # the watcher is gone, and its directory with it
         _loop(directory)
-    except OSError:
-        pass  # the watcher is gone, and its directory with it
 
 
 def serve(directory):

@@ -1,0 +1,183 @@
+"""Level 2: verdict, class, start, slope and reasons of single series."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from resin.detect import judge, judge_many
+from resin.model import Entity, Series
+from resin.simulate import labelled_series
+
+MIB = 1048576.0
+
+
+def series(values, *, step_s=60.0, limit=8192 * MIB, metric="anon_bytes", work=None, times=None) -> Series:
+    times = np.arange(len(values)) * step_s if times is None else times
+    return Series(
+        Entity("h", "job", 7, 0.0),
+        metric,
+        tuple(float(t) for t in times),
+        tuple(float(v) for v in values),
+        limit_bytes=limit,
+        work=None if work is None else tuple(float(w) for w in work),
+    )
+
+
+def noise(n, scale=1.0, seed=0):
+    return np.random.default_rng(seed).normal(0.0, scale * MIB, n)
+
+
+def test_leak_has_start_slope_and_time_to_limit():
+    y = 1000 * MIB + noise(600) + np.clip(np.arange(600) - 200, 0, None) * MIB
+    finding = judge(series(y, limit=2000 * MIB))
+    assert (finding.verdict, finding.growth_class) == ("leak", "steady")
+    assert finding.start_s == pytest.approx(200 * 60, abs=40 * 60)
+    assert finding.slope_bytes_per_hour == pytest.approx(60 * MIB, rel=0.05)
+    assert finding.hours_to_limit == pytest.approx(600 / 60, rel=0.1)
+    assert 0.5 < finding.confidence <= 1.0
+    assert any("none of it was given back" in line for line in finding.why)
+
+
+def test_nothing_grows():
+    finding = judge(series(1000 * MIB + noise(600)))
+    assert (finding.verdict, finding.growth_class, finding.severity) == ("bounded", "flat", 0.0)
+
+
+def test_plateau_is_bounded():
+    y = 200 * MIB + 800 * MIB * np.minimum(1.0, np.arange(600) / 150) + noise(600)
+    assert judge(series(y)).growth_class == "plateau"
+    assert judge(series(y)).verdict == "bounded"
+
+
+def test_leak_behind_a_warm_up_is_found():
+    i = np.arange(720)
+    y = 200 * MIB + 500 * MIB * np.minimum(1.0, i / 40) + np.clip(i - 360, 0, None) * MIB + noise(720)
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.start_s == pytest.approx(360 * 60, abs=72 * 60)
+
+
+def test_growth_that_slows_down_is_unclear_and_says_what_settles_it():
+    finding = judge(series(500 * MIB + 400 * MIB * np.sqrt(np.arange(600) / 600) + noise(600, 0.3)))
+    assert (finding.verdict, finding.growth_class) == ("unclear", "sublinear")
+    assert finding.would_settle and "cap" in finding.would_settle
+
+
+def test_regular_stairs_are_a_leak_and_one_step_is_not():
+    i = np.arange(720)
+    stairs = judge(series(500 * MIB + 64 * MIB * np.floor(i / 80) + noise(720, 0.2)))
+    assert (stairs.verdict, stairs.growth_class) == ("leak", "stair")
+    one = judge(series(500 * MIB + 300 * MIB * (i > 500) + noise(720, 0.2)))
+    assert one.verdict != "leak"
+
+
+def test_switching_load_does_not_hide_a_leak():
+    rng = np.random.default_rng(3)
+    busy = np.repeat(rng.random(72) < 0.5, 10) * 200 * MIB
+    y = 1000 * MIB + busy + np.clip(np.arange(720) - 300, 0, None) * 0.8 * MIB
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.slope_bytes_per_hour == pytest.approx(48 * MIB, rel=0.2)
+
+
+def test_switching_load_alone_is_no_leak():
+    rng = np.random.default_rng(4)
+    findings = judge_many(
+        series(1000 * MIB + np.repeat(rng.random(72) < 0.5, 10) * 200 * MIB + noise(720, seed=k))
+        for k in range(40)
+    )
+    assert [f.verdict for f in findings].count("leak") == 0
+
+
+def test_restart_ends_one_run_and_begins_another():
+    leaking = 300 * MIB + np.arange(400) * 2 * MIB
+    y = np.concatenate([leaking, 200 * MIB + noise(300)])
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.end_s == pytest.approx(399 * 60)
+
+
+def test_two_leaking_runs_are_a_saw_tooth():
+    run = 200 * MIB + np.arange(300) * 3 * MIB
+    finding = judge(series(np.concatenate([run, run])))
+    assert (finding.verdict, finding.growth_class) == ("leak", "saw-tooth")
+
+
+def test_garbage_collected_in_steps_is_bounded():
+    y = 300 * MIB + (np.arange(720) % 90) * 2 * MIB + noise(720, 0.3)
+    assert (judge(series(y)).verdict, judge(series(y)).growth_class) == ("bounded", "saw-tooth")
+
+
+def test_memory_that_follows_the_load_is_bounded_where_the_job_counts_its_work():
+    rate = np.clip(np.linspace(1, 5, 600) + noise(600, 0.1 / MIB), 0, None)
+    y = 300 * MIB + 100 * MIB * rate
+    assert judge(series(y)).verdict == "leak"  # without the counter it cannot be told from a leak
+    counted = judge(series(y, work=np.cumsum(rate * 60)))
+    assert counted.verdict == "bounded"
+    assert any("load, not a leak" in line for line in counted.why)
+
+
+def test_bytes_per_step():
+    rate = np.where(np.arange(600) // 60 % 2 == 0, 4.0, 0.0)
+    work = np.cumsum(rate * 10)
+    finding = judge(series(300 * MIB + work * 20_000, work=work, step_s=10.0))
+    assert finding.verdict == "leak"
+    assert finding.bytes_per_step == pytest.approx(20_000, rel=0.05)
+
+
+def test_too_few_samples_are_unclear():
+    finding = judge(series(np.arange(10) * 100 * MIB))
+    assert finding.verdict == "unclear"
+    assert finding.would_settle and "24 samples" in finding.would_settle
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [5.0] * 30, [0.0] * 100, [float("nan")] * 50])
+def test_odd_input_does_not_raise(values):
+    assert judge(series(values)).verdict in {"unclear", "bounded"}
+
+
+def test_times_out_of_order_and_twice_are_put_right():
+    y = 1000 * MIB + np.clip(np.arange(600) - 200, 0, None) * MIB
+    shuffled = np.random.default_rng(1).permutation(600)
+    times = np.concatenate([np.arange(600)[shuffled] * 60.0, [600.0]])
+    values = np.concatenate([y[shuffled], [9999 * MIB]])
+    assert judge(series(values, times=times)).start_s == judge(series(y)).start_s
+
+
+def test_scale_of_time_does_not_matter():
+    y = 100 * MIB + np.clip(np.arange(300) - 60, 0, None) * 0.5 * MIB + noise(300, 0.2)
+    slow, fast = judge(series(y, step_s=60.0)), judge(series(y, step_s=0.5))
+    assert slow.verdict == fast.verdict == "leak"
+    assert slow.start_s / 60.0 == pytest.approx(fast.start_s / 0.5)
+
+
+def test_counters_have_a_floor_in_whole_numbers():
+    i = np.arange(300)
+    assert judge(series(20 + i // 4, metric="fds", limit=None)).verdict == "leak"
+    assert judge(series(20 + (i // 100), metric="fds", limit=None)).verdict != "leak"
+
+
+def test_one_by_one_and_together_agree():
+    found = [one.series for one in labelled_series(42, seed=5)]
+    for together, alone in zip(judge_many(found), [judge(one) for one in found]):
+        assert (together.id, together.verdict, together.growth_class) == (
+            alone.id,
+            alone.verdict,
+            alone.growth_class,
+        )
+        assert together.start_s == alone.start_s
+        assert together.confidence == pytest.approx(alone.confidence)
+
+
+def test_simulated_series_meet_the_promise():
+    labelled = labelled_series(210, seed=11)
+    findings = judge_many([one.series for one in labelled])
+    flagged = [one.leaks for one, f in zip(labelled, findings) if f.verdict == "leak"]
+    assert sum(flagged) / len(flagged) >= 0.95
+    assert sum(flagged) / sum(one.leaks for one in labelled) >= 0.95
+    right = sum(one.growth_class == f.growth_class for one, f in zip(labelled, findings))
+    assert right / len(labelled) >= 0.85
+    for one, f in zip(labelled, findings):
+        if one.leaks and f.verdict == "leak":
+            assert abs(f.start_s - one.start_s) <= 0.1 * one.series.times_s[-1]
