@@ -42,7 +42,9 @@ signal.pause()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["agent", "store", "flood"])
     parser.add_argument("--processes", type=int, default=200)
     parser.add_argument("--hosts", type=int, default=1000)
@@ -57,8 +59,11 @@ def main() -> int:
 
 def machine() -> dict[str, object]:
     """Where this was measured."""
-    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    versions = {name: importlib.metadata.version(name) for name in ("duckdb", "numpy", "starlette", "uvicorn")}
+    lines = (read_bytes("/proc/cpuinfo") or b"").decode("utf-8", "replace").splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+    versions = {
+        name: importlib.metadata.version(name) for name in ("duckdb", "numpy", "starlette", "uvicorn")
+    }
     return {
         "cpu": model,
         "cores": os.cpu_count(),
@@ -93,7 +98,9 @@ def measure_agent(args: argparse.Namespace) -> dict[str, object]:
         url = f"http://127.0.0.1:{server.server_port}"
         settings = {"state_dir": state, "tick_s": args.tick, "service_url": url}
         options = [part for k, v in settings.items() for part in ("--set", f"{k}={v}")]
-        agent = subprocess.Popen([sys.executable, "-m", "resin", *options, "agent"], stderr=subprocess.DEVNULL)
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "resin", *options, "agent"], stderr=subprocess.DEVNULL
+        )
         try:
             time.sleep(2.5 * args.tick)  # start-up and the first look at every process are not steady state
             before, started = cpu_s(agent.pid), time.monotonic()
@@ -182,7 +189,9 @@ def measure_flood(args: argparse.Namespace) -> dict[str, object]:
         port = 18790
         settings = {"state_dir": state, "listen_port": port, "detect_every_s": 30}
         options = [part for k, v in settings.items() for part in ("--set", f"{k}={v}")]
-        service = subprocess.Popen([sys.executable, "-m", "resin", *options, "serve"], stdout=subprocess.DEVNULL)
+        service = subprocess.Popen(
+            [sys.executable, "-m", "resin", *options, "serve"], stdout=subprocess.DEVNULL
+        )
         try:
             time.sleep(3.0)
             result = asyncio.run(flood(port, args.agents, seconds, args.tick))
@@ -207,7 +216,8 @@ async def flood(port: int, agents: int, seconds: float, tick_s: float) -> dict[s
             now = time.time()
             names = ("rss_bytes", "anon_bytes", "file_bytes", "shmem_bytes", "threads", "fds")
             samples = [
-                Sample(Entity(f"h{number}", f"c{p}", p, 1.0), now, {n: 1e8 + p * seq for n in names}) for p in range(1, 21)
+                Sample(Entity(f"h{number}", f"c{p}", p, 1.0), now, {n: 1e8 + p * seq for n in names})
+                for p in range(1, 21)
             ]
             body = wire.encode(f"flood{number}", seq, f"h{number}", samples)
             head = (
@@ -217,7 +227,11 @@ async def flood(port: int, agents: int, seconds: float, tick_s: float) -> dict[s
             started = time.monotonic()
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(h.split(b":")[1]) for h in answer.split(b"\r\n") if h.lower().startswith(b"content-length"))
+            length = next(
+                int(h.split(b":")[1])
+                for h in answer.split(b"\r\n")
+                if h.lower().startswith(b"content-length")
+            )
             await reader.readexactly(length)
             if b" 200 " not in answer.split(b"\r\n", 1)[0]:
                 failures.append(answer.split(b"\r\n", 1)[0].decode())

@@ -187,7 +187,9 @@ class Watch:
             self.tell(f"diagnosing {finding.entity.key}")
             self._diagnoses[finding.entity.key] = diagnose(finding.entity.pid or 0, finding=finding)
         except Exception as error:  # the watched program and its verdict come first
-            self._troubles.append(f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}")
+            self._troubles.append(
+                f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}"
+            )
 
     def _finish_diagnosis(self) -> None:
         if self._diagnosing:

@@ -54,7 +54,8 @@ def _table(found: list[dict]) -> None:
         slope, hours = f["slope_bytes_per_hour"], f.get("hours_to_limit")
         table.add_row(
             f["id"],
-            f"[{colours[f['verdict']]}]{f['verdict']}[/]" + ("" if f["status"] == "open" else f" ({f['status']})"),
+            f"[{colours[f['verdict']]}]{f['verdict']}[/]"
+            + ("" if f["status"] == "open" else f" ({f['status']})"),
             f["entity"]["key"],
             f["metric"],
             f["growth_class"],

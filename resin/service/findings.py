@@ -197,7 +197,11 @@ class Findings:
             content = to_json(finding)
             history = (old or {}).get("history", [])
             if not history or history[-1]["verdict"] != finding.verdict or now - history[-1]["time_s"] >= 600:
-                point = {"time_s": now, "verdict": finding.verdict, "severity": finding.severity}
+                point: dict[str, Any] = {
+                    "time_s": now,
+                    "verdict": finding.verdict,
+                    "severity": finding.severity,
+                }
                 point["slope_bytes_per_hour"] = finding.slope_bytes_per_hour
                 history = [*history, point][-MAX_HISTORY:]
             # A process without new samples has ended (or its host is away): what it did stays on record.

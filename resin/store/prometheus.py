@@ -173,7 +173,9 @@ class PrometheusStore:
         """Samples with times in [since, until) by entity."""
         duration_ms = max(1, round((until - since) * 1000))
         answer = self._get(
-            "/api/v1/query", query=f"{_selector(metric, matchers)}[{duration_ms}ms]", time=f"{until - 0.001:.3f}"
+            "/api/v1/query",
+            query=f"{_selector(metric, matchers)}[{duration_ms}ms]",
+            time=f"{until - 0.001:.3f}",
         )
         found = {}
         for one in answer["result"]:
@@ -206,7 +208,10 @@ class PrometheusStore:
         matcher = _selector(metric, _matchers([], component))
         return list(
             self._get(
-                f"/api/v1/label/{label}/values", start=f"{since:.3f}", end=f"{until:.3f}", **{"match[]": matcher}
+                f"/api/v1/label/{label}/values",
+                start=f"{since:.3f}",
+                end=f"{until:.3f}",
+                **{"match[]": matcher},
             )
         )
 

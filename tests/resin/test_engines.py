@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import resin_servers as servers
 
 from resin.model import Entity, Sample
 from resin.store import Store
 from resin.store.memory import MemoryStore
 from resin.store.prometheus import PrometheusStore
-import resin_servers as servers
 
 WINDOW_S = 300.0
 
@@ -23,7 +23,9 @@ def fleet_samples(now_s: float) -> list[Sample]:
     samples = []
     for host in range(6):
         for number, component in enumerate(("train.py", "train.py:worker", 'odd "name"\\')):
-            entity = Entity(f"host{host}", component, 100 + number, 1_700_000_000.25 + host, "train.py/100@1700000000")
+            entity = Entity(
+                f"host{host}", component, 100 + number, 1_700_000_000.25 + host, "train.py/100@1700000000"
+            )
             level = 2.0e8 * (1 + number) * (1 + 0.3 * host)
             for step in range(0, 7200, 60):
                 values = {"anon_bytes": round(level * (1 + 0.002 * random.standard_normal()))}

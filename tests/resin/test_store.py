@@ -87,7 +87,9 @@ def test_bounds_are_kept_and_counted():
 def test_everything_is_there_after_reopening(tmp_path):
     path = str(tmp_path / "r.duckdb")
     with Store(path) as store:
-        store.append_batches([Batch("s", 1, "h1", (sample(A, 1.0, anon_bytes=5.0), sample(Entity("h", "kernel"), 1.0, x=1.0)))])
+        store.append_batches(
+            [Batch("s", 1, "h1", (sample(A, 1.0, anon_bytes=5.0), sample(Entity("h", "kernel"), 1.0, x=1.0)))]
+        )
         store.records.put("finding", "f1", 1.0, {"id": "f1"})
     with Store(path) as store:
         assert [s.entity for s in store.series("anon_bytes")] == [A]
@@ -213,9 +215,13 @@ def test_buckets_are_half_octaves():
 
 
 def test_words_survive_json():
-    finding = Finding("id", A, "anon_bytes", "leak", "steady", 1.0, 2.0, 3.0, 0.4, 0.5, why=("a", "b"), evidence={"x": 1.0})
+    finding = Finding(
+        "id", A, "anon_bytes", "leak", "steady", 1.0, 2.0, 3.0, 0.4, 0.5, why=("a", "b"), evidence={"x": 1.0}
+    )
     assert finding_from_json(to_json(finding)) == finding
-    diagnosis = Diagnosis("id", 1, "python-heap", (Suspect("f.py", 3, "g", 1.0, None, "memray"),), 0.5, 2.0, ("p",))
+    diagnosis = Diagnosis(
+        "id", 1, "python-heap", (Suspect("f.py", 3, "g", 1.0, None, "memray"),), 0.5, 2.0, ("p",)
+    )
     assert diagnosis_from_json(to_json(diagnosis)) == diagnosis
     assert to_json(Action("id", "trim", ("a",), False, None, "why", 1.0))["command"] == ("a",)
 
