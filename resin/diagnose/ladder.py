@@ -90,17 +90,26 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
     control = preload.control_dir_of(target.pid)
     if control is not None:
         found = preload.ask(control, target.pid, request, timeout_s=3.0 * seconds + 10.0)
-        if _window(book, found, "helper"):
+        if _believed(book, found, "helper"):
             return
     reason = remote.usable(target)
     if reason is None:
         found = remote.ask(target, request, timeout_s=3.0 * seconds + 10.0)
-        if _window(book, found, "remote_exec"):
+        if _believed(book, found, "remote_exec"):
             return
     else:
         book.probes.append(f"remote_exec: not possible ({reason})")
     if target.python is not None:
         _stacks(target, book, seconds)
+
+
+def _believed(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
+    """The window's answer, written down; one that is not what the helper writes is told and left."""
+    try:
+        return _window(book, found, source)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        book.probes.append(f"{source}: the answer is not understood ({type(error).__name__}: {error})")
+        return False
 
 
 def _window(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
