@@ -94,10 +94,12 @@ def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Threshol
     last: Ruling | None = None
     for run, found in enumerate(evidence):
         a, b = one.runs[run]
+        # A program's loading is no growth that slows down: it is left out where it was seen.
+        whole = next((e for e in found if e.share == 0.8), found[0])
         rulings = [
             rule_on(
                 e,
-                found[0],
+                whole,
                 metric=one.series.metric,
                 run_t=one.t[a:b],
                 run_y=one.y[a:b],

@@ -50,17 +50,47 @@ def ask(target: Target, request: Mapping[str, Any], *, timeout_s: float) -> dict
         answer = Path(directory) / "answer.json"
         code = Path(directory) / "request.py"
         code.write_text(script(request, answer), encoding="utf-8")
+        # The target reads the request and writes the answer as its own user.
+        owner = _owner(target.pid)
+        if owner is not None and owner[0] != os.geteuid() and os.geteuid() == 0:
+            os.chown(directory, *owner)
+            os.chown(code, *owner)
         refused = _send(target, code)
         if refused is not None:
             return {"error": f"sys.remote_exec: {refused}"}
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if answer.exists():
-                return json.loads(answer.read_text())
+            found = _read(answer)
+            if found is not None:
+                return found
             if not is_alive(target.pid):
                 break
             time.sleep(0.05)
     return None
+
+
+def _owner(pid: int) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(f"/proc/{pid}")
+    except OSError:
+        return None
+    return stat.st_uid, stat.st_gid
+
+
+def _read(answer: Path) -> dict[str, Any] | None:
+    """The answer, None as long as there is none. The target may be another user's: no link is followed."""
+    try:
+        descriptor = os.open(answer, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return {"error": f"answer: {error.strerror}"}
+    with os.fdopen(descriptor, encoding="utf-8") as file:
+        try:
+            found = json.loads(file.read(4 * 1048576))
+        except ValueError as error:
+            return {"error": f"unreadable answer: {error}"}
+    return found if isinstance(found, dict) else {"error": "unreadable answer: not an object"}
 
 
 def _is_interpreter(target: Target) -> bool:
@@ -77,6 +107,11 @@ def _send(target: Target, code: Path) -> str | None:
         except (OSError, RuntimeError) as error:
             return str(error)
         return None
+    # Never a program of another user's choosing with our rights: it runs as the target's user.
+    owner = _owner(target.pid)
+    as_owner: dict[str, Any] = {}
+    if owner is not None and os.geteuid() == 0 and owner[0] != 0:
+        as_owner = {"user": owner[0], "group": owner[1], "extra_groups": []}
     call = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
     try:
         done = subprocess.run(
@@ -85,6 +120,7 @@ def _send(target: Target, code: Path) -> str | None:
             text=True,
             timeout=20.0,
             check=False,
+            **as_owner,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -58,6 +58,13 @@ def test_leak_behind_a_warm_up_is_found():
     assert finding.start_s == pytest.approx(360 * 60, abs=72 * 60)
 
 
+def test_leak_of_a_program_that_loads_a_lot_first():
+    i = np.arange(120)
+    loading = 180 * MIB * np.minimum(1.0, i / 12) + 40 * MIB * np.minimum(1.0, i / 25)
+    finding = judge(series(10 * MIB + loading + 0.6 * MIB * i + noise(120, 0.2), step_s=0.5))
+    assert finding.verdict == "leak"
+
+
 def test_growth_that_slows_down_is_unclear_and_says_what_settles_it():
     finding = judge(series(500 * MIB + 400 * MIB * np.sqrt(np.arange(600) / 600) + noise(600, 0.3)))
     assert (finding.verdict, finding.growth_class) == ("unclear", "sublinear")
