@@ -137,7 +137,9 @@ def _read_v1(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
 def limit_of(directory: str, mount: str) -> float | None:
     """Smallest memory limit from `directory` up to the mount, None when there is none."""
     limits = []
-    hierarchical = keyed_numbers(read_bytes(f"{directory}/memory.stat") or b"").get(b"hierarchical_memory_limit")
+    hierarchical = keyed_numbers(read_bytes(f"{directory}/memory.stat") or b"").get(
+        b"hierarchical_memory_limit"
+    )
     if hierarchical is not None and hierarchical < UNLIMITED:
         limits.append(hierarchical)
     at = directory

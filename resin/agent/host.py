@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ..model import Entity
@@ -42,7 +43,8 @@ class KernelCollector:
         kernel = {name: float(sizes[key]) for key, name in _KERNEL.items() if key in sizes}
         tick.report(Entity(tick.host, "kernel"), kernel)
         tick.report(
-            Entity(tick.host, "host"), {name: float(sizes[key]) for key, name in _HOST.items() if key in sizes}
+            Entity(tick.host, "host"),
+            {name: float(sizes[key]) for key, name in _HOST.items() if key in sizes},
         )
 
 
@@ -60,8 +62,6 @@ class SharedMemoryCollector:
             "dev_shm_size_bytes": float(usage.f_blocks * usage.f_frsize),
         }
         if tick.slow:
-            try:
+            with contextlib.suppress(OSError):
                 values["dev_shm_files"] = float(len(os.listdir(tick.roots.shm)))
-            except OSError:
-                pass
         tick.report(Entity(tick.host, "host"), values)

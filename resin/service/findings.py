@@ -17,6 +17,7 @@ from ..store.records import finding_from_json, to_json
 
 MAX_KEPT = 2000  # findings written per detection, the most severe first
 MAX_HISTORY = 120
+ENDED_AFTER_S = 300.0
 FAMILY = {
     "uss_bytes",
     "anon_bytes",
@@ -188,17 +189,26 @@ class Findings:
         before = {f["id"]: f for f in self.store.records.all("finding")}
         documents: list[tuple[str, float, Mapping[str, Any]]] = []
         current = set()
+        silent_s = max(ENDED_AFTER_S, 5 * self.config.slow_tick_s)
+        last_seen = self.store.last_seen(f.entity for f in worth[:MAX_KEPT])
         for finding in worth[:MAX_KEPT]:
             current.add(finding.id)
             old = before.get(finding.id)
             content = to_json(finding)
             history = (old or {}).get("history", [])
             if not history or history[-1]["verdict"] != finding.verdict or now - history[-1]["time_s"] >= 600:
-                point = {"time_s": now, "verdict": finding.verdict, "severity": finding.severity}
+                point: dict[str, Any] = {
+                    "time_s": now,
+                    "verdict": finding.verdict,
+                    "severity": finding.severity,
+                }
                 point["slope_bytes_per_hour"] = finding.slope_bytes_per_hour
                 history = [*history, point][-MAX_HISTORY:]
+            # A process without new samples has ended (or its host is away): what it did stays on record.
+            ended_s = last_seen.get(finding.entity, now)
             content.update(
-                status="open",
+                status="ended" if now - ended_s > silent_s else "open",
+                ended_s=ended_s if now - ended_s > silent_s else None,
                 first_seen_s=(old or {}).get("first_seen_s", now),
                 last_seen_s=now,
                 cleared_s=None,
@@ -209,7 +219,7 @@ class Findings:
         # after anonymous memory): the finding goes on under that id, it has not cleared.
         heirs = {(f.entity.key, f.verdict): f.id for f in reversed(worth[:MAX_KEPT]) if f.metric in FAMILY}
         for identifier, old in before.items():
-            if identifier in current or old["status"] != "open":
+            if identifier in current or old["status"] not in {"open", "ended"}:
                 continue
             heir = heirs.get((old["entity"]["key"], old["verdict"])) if old["metric"] in FAMILY else None
             if heir:

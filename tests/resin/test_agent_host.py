@@ -28,7 +28,9 @@ def write(folder, **files):
         (folder / name.replace("__", ".")).write_text(text)
 
 
-V2_STAT = "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\n"
+V2_STAT = (
+    "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\n"
+)
 
 
 def version2(host):
@@ -67,7 +69,9 @@ def test_version2(host):
 
 def test_version1(host):
     folder = host.cgroup / "memory" / "docker" / "abc"
-    write(host.cgroup / "memory", memory__usage_in_bytes="1\n", memory__limit_in_bytes="9223372036854771712\n")
+    write(
+        host.cgroup / "memory", memory__usage_in_bytes="1\n", memory__limit_in_bytes="9223372036854771712\n"
+    )
     write(
         folder,
         memory__usage_in_bytes="500\n",
@@ -211,7 +215,7 @@ def test_requests_from_the_jobs_own_endpoint(host):
 def test_sum_metric():
     assert sum_metric("a 1\nab 2\n", "a") == 1
     assert sum_metric("", "a") is None
-    assert sum_metric("a{x=\"1\"} nonsense\n", "a") is None
+    assert sum_metric('a{x="1"} nonsense\n', "a") is None
 
 
 def test_malformed_work_source_is_refused():

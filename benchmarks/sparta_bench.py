@@ -1,0 +1,283 @@
+"""Sparse layers against dense and sparse peers, interleaved in one run: python benchmarks/sparta_bench.py
+
+Every case builds all contenders, then calls them in turn, round after round (A B C A B C …), so that whatever
+slows the machine down slows all of them. Printed and saved: median, quartiles, minimum, ratio to the fastest
+dense contender, and the largest relative error against fp64. Results go to --json with machine and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import sparta_peers as peers
+import torch
+from torch import Tensor
+
+from torchsparta.attention import SparseAttention, nearby_3d, patch_order, sliding_window
+from torchsparta.cost import Rates, calibrate, predict_parts, rates_for
+from torchsparta.cover import cover
+from torchsparta.formats import QuantizedInt8, SparseFormat, Tile
+from torchsparta.specialise import SpecialisedLinear, can_execute
+from torchsparta.specialised import pattern_mask
+
+M = 128
+SHAPES = ((768, 768), (768, 3072), (3072, 768), (1024, 4096))
+"""(K, N)."""
+SPARSITIES = {"unstructured": (75, 90, 95, 99), "block 32x1": (75, 90, 95), "block 16x16": (75, 90, 95),
+              "block 32x32": (75, 90, 95)}  # fmt: skip
+TARGETS = {("unstructured", 75): 2, ("unstructured", 90): 4, ("unstructured", 95): 6, ("unstructured", 99): 12,
+           ("block", 75): 3, ("block", 90): 7, ("block", 95): 12}  # fmt: skip
+DENSE = ("eager f32", "onnxruntime f32", "openvino f32", "roller f32")
+
+
+@dataclass
+class Row:
+    """One contender of one case; times in seconds."""
+
+    contender: str
+    median_s: float | None
+    low_s: float | None = None
+    high_s: float | None = None
+    min_s: float | None = None
+    max_rel_err: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Case:
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    predicted_s: float | None = None
+    format: str = ""
+    target: float | None = None
+
+    def row(self, contender: str) -> Row | None:
+        return next((r for r in self.rows if r.contender == contender), None)
+
+    def best_dense_s(self) -> float | None:
+        found = [r.median_s for r in self.rows if r.contender in DENSE and r.median_s is not None]
+        return min(found, default=None)
+
+
+def run_interleaved(contenders: dict[str, peers.Contender | str], rounds: int) -> list[Row]:
+    """Call every contender once a round; absent ones keep their reason."""
+    times: dict[str, list[float]] = {name: [] for name, c in contenders.items() if not isinstance(c, str)}
+    for name in list(times):
+        contenders[name]()  # type: ignore[operator]
+    for _ in range(rounds):
+        for name, spent in times.items():
+            start = time.perf_counter()
+            own = contenders[name]()  # type: ignore[operator]
+            spent.append(time.perf_counter() - start if own is None else own)
+    rows = []
+    for name, contender in contenders.items():
+        if isinstance(contender, str):
+            rows.append(Row(name, None, note=contender))
+            continue
+        low, middle, high = statistics.quantiles(times[name], n=4)
+        rows.append(Row(name, middle, low, high, min(times[name])))
+    return rows
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+
+
+def linear_case(
+    kind: str, sparsity: int, k: int, n: int, rounds: int, rates: Rates, deep: peers.DeepSparse | None
+) -> Case:
+    """One pattern on one shape: our cover's choice among all contenders."""
+    pattern = f"{kind} {sparsity}%"
+    mask = pattern_mask(pattern, (n, k))
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(1)) * mask
+    x = torch.randn(M, k, generator=torch.Generator().manual_seed(2))
+    found = cover(weight, mask, M, rates=rates)
+    parts: tuple[SparseFormat, ...] = found.parts or found.packer(weight, mask)
+    kernel = SpecialisedLinear(parts)
+    want = x.double() @ weight.double().T
+    error = relative_error(kernel(x), want)
+    block = tuple(int(v) for v in kind.split()[1].split("x")) if kind.startswith("block") else None
+    contenders: dict[str, peers.Contender | str] = {
+        "torchsparta": lambda: _call(kernel, x),
+        "eager f32": peers.eager(x, weight),
+        "onnxruntime f32": peers.onnxruntime(x, weight),
+        "openvino f32": peers.openvino(x, weight),
+        "roller f32": peers.roller(x, weight),
+        "torch bf16": peers.bf16(x, weight),
+        "torch int8": peers.torch_int8(x, weight),
+        "onnxruntime int8": peers.onnxruntime(x, weight, int8=True),
+        "torch CSR": peers.torch_csr(x, weight),
+    }
+    if block is not None and block[0] == block[1]:
+        contenders["torch BSR"] = peers.torch_bsr(x, weight, (block[0], block[1]))
+    contenders["deepsparse"] = deep.contender(x, weight) if deep else "set DEEPSPARSE_PYTHON to run it"
+    case = Case(f"{M}x{k}x{n} {pattern}", run_interleaved(contenders, rounds))
+    case.predicted_s = predict_parts(parts, M, rates).time_s
+    case.format = kernel.describe()
+    case.target = TARGETS.get((kind.split()[0], sparsity))
+    case.rows[0].max_rel_err = error
+    return case
+
+
+def int8_case(name: str, layout: dict, pattern: str, k: int, n: int, rounds: int) -> Case:
+    """Int8 weights and activations against dense int8 peers."""
+    mask = pattern_mask(pattern, (n, k))
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(1)) * mask
+    x = torch.randn(M, k, generator=torch.Generator().manual_seed(2))
+    packed = QuantizedInt8.pack(weight, mask, tile=Tile(64, 128 if k > 128 else 0), **layout)
+    kernel = SpecialisedLinear((packed,), integer=True)
+    rows = run_interleaved(
+        {
+            "torchsparta": lambda: _call(kernel, x),
+            "torch int8": peers.torch_int8(x, weight),
+            "onnxruntime int8": peers.onnxruntime(x, weight, int8=True),
+            "eager f32": peers.eager(x, weight),
+            "torch bf16": peers.bf16(x, weight),
+        },
+        rounds,
+    )
+    case = Case(f"{M}x{k}x{n} int8 {name}", rows, format=kernel.describe())
+    case.rows[0].max_rel_err = relative_error(kernel(x), x.double() @ weight.double().T)
+    return case
+
+
+def attention_case(name: str, mask: Tensor, heads: int, dim: int, order: Tensor | None, rounds: int) -> Case:
+    """Sparse attention against dense SDPA with the mask, and FlexAttention where it runs."""
+    s = mask.shape[0]
+    q, k, v = (torch.randn(1, heads, s, dim, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    module = SparseAttention(mask, order=order)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    contenders: dict[str, peers.Contender | str] = {
+        "torchsparta": lambda: _call(module, q, k, v),
+        "SDPA with mask": lambda: _call(sdpa, q, k, v, attn_mask=mask),
+        "SDPA without mask": lambda: _call(sdpa, q, k, v),
+        "FlexAttention": _flex(q, k, v, mask),
+    }
+    with torch.no_grad():
+        case = Case(name, run_interleaved(contenders, rounds), format=repr(module))
+        case.rows[0].max_rel_err = relative_error(module(q, k, v), sdpa(q, k, v, attn_mask=mask).double())
+    return case
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> peers.Contender | str:
+    try:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        s = mask.shape[0]
+        blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, s, s, device="cpu")
+        compiled = torch.compile(flex_attention)
+        with torch.no_grad():
+            compiled(q, k, v, block_mask=blocks)
+    except Exception as error:  # needs a C++ compiler and a supported CPU; the row says what it said
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return lambda: _call(compiled, q, k, v, block_mask=blocks)
+
+
+def _call(f, *args, **kwargs) -> None:  # noqa: ANN001, ANN002, ANN003
+    with torch.no_grad():
+        f(*args, **kwargs)
+
+
+def show(case: Case) -> None:
+    """One block of text for a case."""
+    best = case.best_dense_s()
+    ours = case.rows[0].median_s
+    print(f"\n{case.name}   [{case.format}]")
+    if best and ours:
+        target = f" (to reach {case.target})" if case.target else ""
+        print(f"  {best / ours:.2f} x the best dense f32{target}", end="")
+        if case.predicted_s:
+            print(f"; predicted {case.predicted_s * 1e6:.0f} us, measured {ours * 1e6:.0f} us", end="")
+        print()
+    for row in case.rows:
+        if row.median_s is None:
+            print(f"  {row.contender:<20} absent: {row.note}")
+            continue
+        spread = f"{row.low_s * 1e6:8.1f} .. {row.high_s * 1e6:8.1f}" if row.low_s and row.high_s else ""
+        ratio = f"{row.median_s / ours:6.2f} x ours" if ours else ""
+        error = f"  max rel err {row.max_rel_err:.1e}" if row.max_rel_err is not None else ""
+        print(f"  {row.contender:<20} {row.median_s * 1e6:9.1f} us  [{spread}]  {ratio}{error}")
+
+
+def machine() -> dict[str, object]:
+    """What the figures were taken on."""
+    names = ("torch", "triton", "llvmlite", "onnxruntime", "openvino", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    model = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    return {
+        "cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg(),
+        "python": platform.python_version(), "versions": versions,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="run the sections whose name holds this: linear, int8, attention")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    why = can_execute(torch.device("cpu"))
+    if why is not None:
+        raise SystemExit(f"the kernels do not run here: {why}")
+    calibrate()
+    rates = rates_for("cpu")
+    python = os.environ.get("DEEPSPARSE_PYTHON")
+    deep = peers.DeepSparse(python) if python else None
+    cases: list[Case] = []
+
+    def add(case: Case) -> None:
+        cases.append(case)
+        show(case)
+        if args.json:  # after every case: an interrupted run keeps what it has
+            found = {"machine": machine(), "rates": asdict(rates), "cases": [asdict(c) for c in cases]}
+            args.json.write_text(json.dumps(found, indent=1))
+
+    try:
+        if args.only in "linear":
+            for k, n in SHAPES[: args.shapes]:
+                for kind, sparsities in SPARSITIES.items():
+                    for sparsity in sparsities:
+                        add(linear_case(kind, sparsity, k, n, args.rounds, rates, deep))
+        if args.only in "int8":
+            for k, n in SHAPES[: args.shapes]:
+                add(int8_case("dense", {}, "dense", k, n, args.rounds))
+                for s in (75, 90):
+                    add(int8_case(f"blocks {s}%", {"block": (32, 32)}, f"block 32x32 {s}%", k, n, args.rounds))
+                    add(int8_case(f"unstructured {s}%", {"fine": True}, f"unstructured {s}%", k, n, args.rounds))
+        if args.only in "attention":
+            frames = (1, 32, 32)
+            order = patch_order(frames, (1, 4, 8))
+            add(attention_case("3DNA 1x5x5 on 1x32x32", nearby_3d(frames, (1, 5, 5)), 20, 64, order, args.rounds))
+            add(attention_case("window 256 of 4096", sliding_window(4096, 256), 12, 64, None, max(5, args.rounds // 4)))
+    finally:
+        if deep:
+            deep.close()
+    compared = [(c.predicted_s, c.rows[0].median_s) for c in cases if c.predicted_s and c.rows[0].median_s]
+    if compared:
+        within = sum(abs(p - t) <= 0.2 * t for p, t in compared)
+        print(f"\npredictions within 20 %: {within} of {len(compared)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What the kernel tests share: kernels made from text, Triton's interpreter as second executor, comparisons."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+_numbers = itertools.count()
+HEADER = "import triton\nimport triton.language as tl\nfrom triton.language.extra import libdevice\n\n"
+
+
+def cpu_is_active() -> bool:
+    """Whether kernels launched here reach the backend under test."""
+    try:
+        return triton.runtime.driver.active.get_current_target().backend == "cpu"
+    except (RuntimeError, AttributeError):
+        return False
+
+
+needs_backend = pytest.mark.skipif(
+    not cpu_is_active(), reason="torchroller is not installed, or a GPU driver is active"
+)
+
+
+def module_of(folder: Path, source: str) -> ModuleType:
+    """Import a module from source text: Triton reads a kernel's source from its file."""
+    name = f"made_kernels_{next(_numbers)}"
+    path = folder / f"{name}.py"
+    path.write_text(HEADER + textwrap.dedent(source))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def interpreted(kernel: Any) -> Any:
+    """The same kernel run by Triton's interpreter."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return InterpretedFunction(kernel.fn)
+
+
+def ramp(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Reproducible numbers: normal for floats, small ones of both signs for integers, coin flips for bool."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype is torch.bool:
+        return torch.rand(shape, generator=generator) < 0.5
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+    low = 0 if dtype is torch.uint8 else -50
+    return torch.randint(low, 50, shape, generator=generator).to(dtype)
+
+
+def ulp_distance(got: torch.Tensor, want: torch.Tensor) -> int:
+    """The largest number of representable values between two float tensors; equal NaNs count as equal."""
+    same = (got == want) | (got.isnan() & want.isnan())
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
+
+    def order(t: torch.Tensor) -> torch.Tensor:
+        bits = t.view(width).to(torch.float64 if width is torch.int64 else torch.int64)
+        least = -(2 ** (8 * got.element_size() - 1))
+        return torch.where(bits < 0, least - bits, bits)
+
+    distance = (order(got) - order(want)).abs()
+    distance[same] = 0
+    return int(distance.max()) if distance.numel() else 0
+
+
+def assert_equal(got: torch.Tensor, want: torch.Tensor, what: str = "") -> None:
+    """Bit for bit, except that any NaN equals any NaN; names the first differing element."""
+    assert got.shape == want.shape and got.dtype == want.dtype, f"{what}: {got.dtype} {got.shape}"
+    wrong = got != want
+    if got.dtype.is_floating_point:
+        wrong &= ~(got.isnan() & want.isnan())
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        pytest.fail(f"{what}: {int(wrong.sum())} differ, first at {at}: {got[at]} instead of {want[at]}")

@@ -1,0 +1,501 @@
+"""Every operation that acts place by place, on every type, with the values that go wrong first."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import assert_equal, module_of, needs_backend, ramp, triton, ulp_distance
+
+import triton.language as tl
+
+pytestmark = needs_backend
+
+SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
+UNSIGNED = [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LANES = [1, 2, 8, 64, 256]
+INTEGER_OPS = [
+    "a + b",
+    "a - b",
+    "a * b",
+    "a & b",
+    "a | b",
+    "a ^ b",
+    "~a",
+    "tl.minimum(a, b)",
+    "tl.maximum(a, b)",
+]
+COMPARISONS = ["a < b", "a <= b", "a > b", "a >= b", "a == b", "a != b"]
+
+
+def many(folder: Path, expressions: list[str], out: str = "o", inputs: str = "ab"):
+    """One kernel that stores each expression of its inputs to a row of the output."""
+    lines = [f"    tl.store(o + {k} * N + i, {e})" for k, e in enumerate(expressions)]
+    loads = [f"    {n} = tl.load(p{n} + i)" for n in inputs]
+    arguments = "".join(f"p{n}, " for n in inputs)
+    text = [
+        f"@triton.jit\ndef kernel({arguments}o, N: tl.constexpr):",
+        "    i = tl.arange(0, N)",
+        *loads,
+        *lines,
+    ]
+    return module_of(folder, "\n".join(text)).kernel
+
+
+def integers(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    info = torch.iinfo(dtype)
+    numbers = np.random.default_rng(seed).integers(
+        info.min, info.max, count, endpoint=True, dtype=numpy_type(dtype)
+    )
+    special = [info.min, info.min + 1, 0, 1, 2, info.max - 1, info.max, 7]
+    if info.min < 0:
+        special += [-1, -2, -7]
+    for k in range(min(count, len(special) ** 2)):
+        numbers[k] = special[k % len(special) if seed else k // len(special)]
+    return torch.from_numpy(numbers)
+
+
+def numpy_type(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+@pytest.mark.parametrize("count", [1, 256])
+def test_integer_arithmetic_wraps(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
+    a, b = integers(dtype, count, 0), integers(dtype, count, 1)
+    out = torch.empty(len(INTEGER_OPS), count, dtype=dtype)
+    many(tmp_path, INTEGER_OPS)[(1,)](a, b, out, N=count)
+    x, y = a.numpy(), b.numpy()
+    with np.errstate(over="ignore"):
+        want = [x + y, x - y, x * y, x & y, x | y, x ^ y, ~x, np.minimum(x, y), np.maximum(x, y)]
+    for row, expected, expression in zip(out, want, INTEGER_OPS):
+        assert_equal(row, torch.from_numpy(expected), expression)
+
+
+@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+def test_comparisons_of_integers(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b = integers(dtype, 256, 0), integers(dtype, 256, 1)
+    out = torch.empty(len(COMPARISONS), 256, dtype=torch.bool)
+    many(tmp_path, COMPARISONS)[(1,)](a, b, out, N=256)
+    for row, expression in zip(out, COMPARISONS):
+        assert_equal(row, torch.from_numpy(eval(expression, {"a": a.numpy(), "b": b.numpy()})), expression)
+
+
+def truncated(a: int, b: int, info: torch.iinfo) -> tuple[int, int]:
+    """Quotient and remainder as documented in lowering/integer.py."""
+    if b == 0:
+        return 0, 0
+    quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    remainder = a - quotient * b
+    return (info.min if quotient > info.max else quotient), remainder
+
+
+@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 256])
+def test_division_never_traps(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
+    """Zero, and the smallest integer by -1, in vectors and scalars, give what the lowering documents."""
+    a, b = integers(dtype, count, 0), integers(dtype, count, 1)
+    if count == 1:
+        a[0], b[0] = torch.iinfo(dtype).min, 0
+    out = torch.empty(2, count, dtype=dtype)
+    many(tmp_path, ["a // b", "a % b"])[(1,)](a, b, out, N=count)
+    pairs = [truncated(x, y, torch.iinfo(dtype)) for x, y in zip(a.tolist(), b.tolist())]
+    for row, expected, name in zip(out.tolist(), zip(*pairs), ("quotient", "remainder")):
+        wrong = [(x, y, g, w) for x, y, g, w in zip(a.tolist(), b.tolist(), row, expected) if g != w]
+        assert not wrong, f"{name} of (a, b): got, expected: {wrong[:4]}"
+
+
+@triton.jit
+def scalar_division(o, a, b):
+    tl.store(o, a // b)
+    tl.store(o + 1, a % b)
+
+
+@pytest.mark.parametrize(("a", "b"), [(7, 0), (-(2**31), -1), (-7, 2), (7, -2)])
+def test_scalar_division_never_traps(a: int, b: int) -> None:
+    out = torch.empty(2, dtype=torch.int32)
+    scalar_division[(1,)](out, a, b)
+    assert out.tolist() == list(truncated(a, b, torch.iinfo(torch.int32)))
+
+
+@triton.jit
+def masked_division(x, d, o, n, N: tl.constexpr):
+    i = tl.arange(0, N)
+    mask = i < n
+    a = tl.load(x + i, mask=mask)
+    b = tl.load(d + i, mask=mask)
+    tl.store(o + i, a // b, mask=mask)
+
+
+def test_division_in_lanes_that_are_switched_off() -> None:
+    x, d, out = torch.arange(64), torch.ones(64, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
+    for kind in (torch.int32, torch.int64):
+        result = out.to(kind)
+        masked_division[(1,)](x.to(kind), d.to(kind), result, 5, N=64)
+        assert result.tolist() == [0, 1, 2, 3, 4] + [0] * 59
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16, torch.int64], ids=str)
+def test_division_by_constants(tmp_path: Path, dtype: torch.dtype) -> None:
+    divisors = [1, 2, 3, 7, 10, 16, 100]
+    a = integers(dtype, 256, 0)
+    out = torch.empty(2 * len(divisors), 256, dtype=dtype)
+    expressions = [f"a {op} {d}" for d in divisors for op in ("//", "%")]
+    many(tmp_path, expressions, inputs="a")[(1,)](a, out, N=256)
+    info = torch.iinfo(dtype)
+    for k, d in enumerate(divisors):
+        pairs = [truncated(x, d, info) for x in a.tolist()]
+        assert [list(r) for r in zip(*pairs)] == out[2 * k : 2 * k + 2].tolist(), d
+
+
+@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+def test_shifts(tmp_path: Path, dtype: torch.dtype) -> None:
+    """By every amount, the width and beyond included: everything is shifted out."""
+    bits = torch.iinfo(dtype).bits
+    amounts = (torch.arange(256) % (bits + 4)).to(dtype)
+    a = integers(dtype, 256, 0)
+    out = torch.empty(4, 256, dtype=dtype)
+    many(tmp_path, ["a << b", "a >> b", "a << 3", "a >> 3"])[(1,)](a, amounts, out, N=256)
+    for row, by in ((0, amounts.tolist()), (2, [3] * 256)):
+        modulus = 1 << bits
+        left = [(x << s) % modulus for x, s in zip(a.tolist(), by)]
+        right = [x >> s for x, s in zip(a.tolist(), by)]
+        got = [x % modulus for x in out[row].tolist()]
+        assert got == left
+        assert out[row + 1].tolist() == right
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint32, torch.int64, torch.uint64], ids=str)
+def test_high_half_of_a_product(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b = integers(dtype, 256, 0), integers(dtype, 256, 1)
+    out = torch.empty(1, 256, dtype=dtype)
+    many(tmp_path, ["tl.umulhi(a, b)"])[(1,)](a, b, out, N=256)
+    bits = torch.iinfo(dtype).bits
+    mask = (1 << bits) - 1
+    want = [((x & mask) * (y & mask)) >> bits for x, y in zip(a.tolist(), b.tolist())]
+    assert [x & mask for x in out[0].tolist()] == want
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 0.5, -2.5, 1e-8, 65504.0, 3.4e38, 1e-40, 6e-8]
+
+
+def flushed(t: torch.Tensor) -> torch.Tensor:
+    """Subnormal bfloat16 numbers count as zero: AVX512-BF16 conversions take them for that."""
+    return torch.where(t.abs() < torch.finfo(t.dtype).tiny, 0, t) if t.dtype is torch.bfloat16 else t
+
+
+def floats(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    t = ramp(count, dtype=torch.float64, seed=seed) * 4
+    special = len(SPECIAL)
+    for k in range(min(count, special**2)):
+        t[k] = SPECIAL[k % special if seed else k // special]
+    return t.to(dtype)
+
+
+FLOAT_OPS = {
+    "a + b": torch.add, "a - b": torch.sub, "a * b": torch.mul, "a / b": torch.div, "-a": lambda a, b: -a,
+    "tl.abs(a)": lambda a, b: a.abs(), "tl.minimum(a, b)": torch.fmin, "tl.maximum(a, b)": torch.fmax,
+    "tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)": torch.minimum,
+    "tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)": torch.maximum,
+    "tl.where(a < b, a, b)": lambda a, b: torch.where(a < b, a, b),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("count", [1, 256])
+def test_float_arithmetic(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
+    """Half types round once an operation, as torch does."""
+    a, b = floats(dtype, count, 0), floats(dtype, count, 1)
+    out = torch.empty(len(FLOAT_OPS), count, dtype=dtype)
+    many(tmp_path, list(FLOAT_OPS))[(1,)](a, b, out, N=count)
+    for row, (expression, reference) in zip(out, FLOAT_OPS.items()):
+        assert_equal(flushed(row), flushed(reference(a, b)), expression)
+
+
+def test_float_remainder(tmp_path: Path) -> None:
+    a, b = floats(torch.float32, 256, 0), floats(torch.float32, 256, 1)
+    out = torch.empty(1, 256)
+    many(tmp_path, ["a % b"])[(1,)](a, b, out, N=256)
+    with np.errstate(invalid="ignore"):
+        assert_equal(out[0], torch.from_numpy(np.fmod(a.numpy(), b.numpy())), "a % b")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_comparisons_with_nan(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b = floats(dtype, 256, 0), floats(dtype, 256, 1)
+    out = torch.empty(len(COMPARISONS), 256, dtype=torch.bool)
+    many(tmp_path, COMPARISONS)[(1,)](a, b, out, N=256)
+    for row, expression in zip(out, COMPARISONS):
+        assert_equal(row, eval(expression), expression)
+
+
+MATH = {
+    "tl.exp(a)": torch.exp, "tl.exp2(a)": torch.exp2, "tl.log(a)": torch.log, "tl.log2(a)": torch.log2,
+    "tl.sin(a)": torch.sin, "tl.cos(a)": torch.cos, "tl.sqrt(a)": torch.sqrt, "tl.rsqrt(a)": torch.rsqrt,
+    "tl.erf(a)": torch.erf, "tl.floor(a)": torch.floor, "tl.ceil(a)": torch.ceil, "tl.sigmoid(a)": torch.sigmoid,
+    "libdevice.tanh(a)": torch.tanh, "libdevice.log1p(a)": torch.log1p, "libdevice.expm1(a)": torch.expm1,
+    "libdevice.trunc(a)": torch.trunc, "libdevice.rint(a)": torch.round,
+    "libdevice.atan(a)": torch.atan, "libdevice.tan(a)": torch.tan,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [1, 4, 256])
+def test_math(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
+    a = floats(dtype, count, 1)
+    if count == 256:
+        a[-20:] = torch.linspace(-90, 90, 20, dtype=dtype)
+    out = torch.empty(len(MATH), count, dtype=dtype)
+    many(tmp_path, list(MATH), inputs="a")[(1,)](a, out, N=count)
+    for row, (expression, reference) in zip(out, MATH.items()):
+        want = reference(a.double()).to(dtype)
+        assert_equal(row.isnan(), want.isnan(), f"NaN of {expression}")
+        allowed = 4 if expression == "tl.sigmoid(a)" else 2
+        finite = ~want.isnan() & (want.abs() > torch.finfo(dtype).tiny)
+        worst = ulp_distance(row[finite], want[finite])
+        assert worst <= allowed, f"{expression}: {worst} ulp"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_math_of_half_types(tmp_path: Path, dtype: torch.dtype) -> None:
+    a = floats(dtype, 128, 1)
+    names = ["tl.exp(a.to(tl.float32)).to(a.dtype)", "tl.sqrt(a.to(tl.float32)).to(a.dtype)"]
+    out = torch.empty(2, 128, dtype=dtype)
+    many(tmp_path, names, inputs="a")[(1,)](a, out, N=128)
+    for row, reference in zip(out, (torch.exp, torch.sqrt)):
+        assert ulp_distance(row, reference(a.double()).to(dtype)) <= 1
+
+
+def test_fma_and_clamp(tmp_path: Path) -> None:
+    a, b, c = (floats(torch.float32, 256, k) for k in (0, 1, 0))
+    out = torch.empty(3, 256)
+    names = [
+        "tl.fma(a, b, c)",
+        "tl.clamp(a, -1.0, 1.0)",
+        "tl.clamp(a, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)",
+    ]
+    many(tmp_path, names, inputs="abc")[(1,)](a, b, c, out, N=256)
+    product = a.double() * b.double() + c.double()
+    assert ulp_distance(out[0], product.float()) <= 1
+    want = a.clamp(-1, 1)
+    assert_equal(out[2], want, "clamp that keeps NaN")
+    assert_equal(out[1][~a.isnan()], want[~a.isnan()], "clamp")
+
+
+CAST_TYPES = [torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATS]
+NAMES = {
+    torch.bool: "tl.int1", torch.uint8: "tl.uint8", torch.int8: "tl.int8", torch.int16: "tl.int16",
+    torch.int32: "tl.int32", torch.int64: "tl.int64", torch.float16: "tl.float16", torch.bfloat16: "tl.bfloat16",
+    torch.float32: "tl.float32", torch.float64: "tl.float64", torch.uint32: "tl.uint32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", CAST_TYPES, ids=str)
+def test_casts(tmp_path: Path, source: torch.dtype) -> None:
+    """Between any two types, for values that both hold or round to."""
+    if source.is_floating_point:
+        a = (ramp(64, dtype=torch.float32) * 30).to(source)
+    elif source is torch.bool:
+        a = ramp(64, dtype=source)
+    else:
+        a = torch.arange(64).to(source) if source is torch.uint8 else ramp(64, dtype=source)
+    lines = [f"    tl.store(o{k} + i, a.to({NAMES[t]}))" for k, t in enumerate(CAST_TYPES)]
+    outs = ", ".join(f"o{k}" for k in range(len(CAST_TYPES)))
+    text = f"@triton.jit\ndef kernel(p, {outs}, N: tl.constexpr):\n    i = tl.arange(0, N)\n    a = tl.load(p + i)\n"
+    results = [torch.empty(64, dtype=t) for t in CAST_TYPES]
+    module_of(tmp_path, text + "\n".join(lines)).kernel[(1,)](a, *results, N=64)
+    for result in results:
+        want = a.to(result.dtype)
+        if source.is_floating_point and result.dtype is torch.uint8:
+            want = a.to(torch.int32).to(torch.uint8)
+        assert_equal(result, want, f"{source} to {result.dtype}")
+
+
+def test_float_to_integer_out_of_range(tmp_path: Path) -> None:
+    """Saturates, and NaN gives 0, as on a GPU."""
+    a = torch.tensor([math.nan, math.inf, -math.inf, 3e9, -3e9, 1e20, -1e20, 2147483520.0])
+    ints, longs = torch.empty(8, dtype=torch.int32), torch.empty(8, dtype=torch.int64)
+    text = """
+        @triton.jit
+        def kernel(p, o, q, N: tl.constexpr):
+            i = tl.arange(0, N)
+            a = tl.load(p + i)
+            tl.store(o + i, a.to(tl.int32))
+            tl.store(q + i, a.to(tl.int64))
+    """
+    module_of(tmp_path, text).kernel[(1,)](a, ints, longs, N=8)
+    top, big = 2**31, 2**63
+    assert ints.tolist() == [0, top - 1, -top, top - 1, -top, top - 1, -top, 2147483520]
+    assert longs.tolist() == [0, big - 1, -big, 3000000000, -3000000000, big - 1, -big, 2147483520]
+
+
+def rounded(t: torch.Tensor, target: torch.dtype) -> torch.Tensor:
+    """In one rounding; torch rounds f64 to f32 first."""
+    if t.dtype is not torch.float64:
+        return t.to(target)
+    if target is torch.float16:
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(t.numpy().astype(np.float16))
+    single = t.float()
+    bits = single.view(torch.int32) - (single.double().abs() > t.abs()).int()
+    bits |= ((single.double() != t) & ~t.isnan()).int()
+    return bits.view(torch.float32).to(target)  # from a number rounded to odd
+
+
+@pytest.mark.parametrize("target", [torch.float16, torch.bfloat16], ids=str)
+def test_rounding_to_half_types(tmp_path: Path, target: torch.dtype) -> None:
+    """To nearest, ties to even, and toward zero, from f32 and f64."""
+    bits = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)).view(
+        torch.float32
+    )
+    ties = (torch.randn(4096).to(target).float() * (1 + 2.0**-9)).float()
+    single = torch.cat([bits, ties, torch.tensor([math.nan, math.inf, 65520.0, 65519.99, 6e-8, 3e-8] * 4)])
+    single = torch.cat([single, torch.zeros(16384 - len(single))])
+    name = NAMES[target]
+    kernel = many(tmp_path, [f"a.to({name})", f'a.to({name}, fp_downcast_rounding="rtz")'], inputs="a")
+    for a in (single, single.double() * (1 + 2.0**-40)):
+        out = torch.empty(2, len(a), dtype=target)
+        kernel[(1,)](a, out, N=len(a))
+        near, exact = rounded(a, target), a.double()
+        assert_equal(flushed(out[0]), flushed(near), f"{a.dtype} to nearest {target}")
+        too_far = near.double().abs() > exact.abs()
+        stepped = (near.view(torch.int16) - too_far.to(torch.int16)).view(target)
+        want = torch.where(exact.isnan(), near, stepped)
+        assert_equal(flushed(out[1]), flushed(want), f"{a.dtype} toward zero {target}")
+
+
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v2", "haswell", "x86-64-v4"])
+def test_half_types_on_other_cpus(tmp_path: Path, cpu: str) -> None:
+    """Conversions that a CPU has no instruction for call nothing that the process lacks."""
+    text = """
+        @triton.jit
+        def kernel(p, half, brain, n, N: tl.constexpr):
+            i = tl.arange(0, N)
+            x = tl.load(p + i, mask=i < n, other=0)
+            y = tl.load(p)
+            tl.store(half + i, x.to(tl.float16), mask=i < n)
+            tl.store(brain + i, x.to(tl.bfloat16), mask=i < n)
+            tl.store(half + N, (tl.load(half) * 2).to(tl.float16))
+            tl.store(brain + N, y.to(tl.bfloat16))
+    """
+    kernel = module_of(tmp_path, text).kernel
+    for dtype in (torch.float32, torch.float64):
+        x = ramp(32, dtype=dtype)
+        half, brain = torch.empty(33, dtype=torch.float16), torch.empty(33, dtype=torch.bfloat16)
+        kernel[(1,)](x, half, brain, 32, N=32, arch=cpu)
+        assert_equal(half[:32], x.to(torch.float16))
+        assert_equal(brain[:32], x.to(torch.bfloat16))
+        assert half[32] == 2 * half[0] and brain[32] == brain[0]
+
+
+@triton.jit
+def bools(p, q, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a, b = tl.load(p + i), tl.load(q + i)
+    tl.store(o + i, a & b)
+    tl.store(o + N + i, a | b)
+    tl.store(o + 2 * N + i, a ^ b)
+    tl.store(o + 3 * N + i, a == 0)
+    tl.store(o + 4 * N + i, tl.where(a, b, True))
+    tl.store(o + 5 * N + i, (a.to(tl.int32) + b.to(tl.int32)) == 2)
+
+
+@pytest.mark.parametrize("count", LANES)
+def test_bool_tensors(count: int) -> None:
+    a, b = ramp(count, dtype=torch.bool), ramp(count, dtype=torch.bool, seed=1)
+    out = torch.empty(6, count, dtype=torch.bool)
+    bools[(1,)](a, b, out, N=count)
+    for row, want in zip(out, [a & b, a | b, a ^ b, ~a, torch.where(a, b, True), a & b]):
+        assert_equal(row, want)
+
+
+@triton.jit
+def bits(p, o, q, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(p + i)
+    raw = x.to(tl.int32, bitcast=True)
+    tl.store(o + i, raw ^ 1)
+    tl.store(q + i, (raw & 0x7FFFFFFF).to(tl.float32, bitcast=True))
+
+
+def test_bitcasts() -> None:
+    x = floats(torch.float32, 128, 0)
+    raw, absolute = torch.empty(128, dtype=torch.int32), torch.empty(128)
+    bits[(1,)](x, raw, absolute, N=128)
+    assert_equal(raw, x.view(torch.int32) ^ 1)
+    assert_equal(absolute, x.abs())
+
+
+EIGHTS = [
+    ("tl.float8e4nv", torch.float8_e4m3fn), ("tl.float8e5", torch.float8_e5m2),
+    ("tl.float8e4b8", torch.float8_e4m3fnuz), ("tl.float8e5b16", torch.float8_e5m2fnuz),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), EIGHTS)
+def test_eight_bit_floats(tmp_path: Path, name: str, kind: torch.dtype) -> None:
+    """Every code widens as in torch; narrowing rounds to nearest even and saturates."""
+    text = f"""
+        @triton.jit
+        def kernel(codes, wide, p, o, N: tl.constexpr, M: tl.constexpr):
+            i = tl.arange(0, N)
+            tl.store(wide + i, tl.load(codes + i).to({name}, bitcast=True).to(tl.float32))
+            j = tl.arange(0, M)
+            small = tl.load(p + j).to({name})
+            tl.store(o + j, small.to(tl.uint8, bitcast=True))
+    """
+    codes = torch.arange(256).to(torch.uint8)
+    wide, largest = torch.empty(256), torch.finfo(kind).max
+    exact = codes.view(kind).float()
+    finite = exact[exact.isfinite()]
+    middles = (finite[:-1] + finite[1:]) / 2  # ties
+    p = torch.cat(
+        [finite, middles, middles * 1.0001, ramp(1024) * 3, torch.tensor([math.nan, 1e9, -1e9, 1e-12])]
+    )
+    p = torch.cat([p, torch.zeros(2048 - len(p))])
+    out = torch.empty(2048, dtype=torch.uint8)
+    module_of(tmp_path, text).kernel[(1,)](codes, wide, p, out, N=256, M=2048)
+    assert_equal(wide, exact)
+    assert_equal(out.view(kind).float(), p.clamp(-largest, largest).to(kind).float())
+
+
+@triton.jit
+def wrapping(o, k, N: tl.constexpr):
+    i = tl.arange(0, N)
+    hashed = (i + tl.program_id(0)) * 1640531527
+    tl.store(o + i, hashed * 1103515245 + 12345)
+    tl.store(o + N + i, tl.where(hashed > 0, 1, 2))
+    tl.store(o + 2 * N + i, (i * 65536 + 2147483000) < 0, mask=(i * k + 2147483640) > 0)
+
+
+@pytest.mark.parametrize("count", [16, 64])
+def test_arithmetic_that_wraps_is_not_taken_for_a_position(count: int) -> None:
+    out = torch.full((3, count), 9, dtype=torch.int32)
+    wrapping[(1,)](out, 1, N=count)
+    i = np.arange(count, dtype=np.int32)
+    with np.errstate(over="ignore"):
+        hashed = i * np.int32(1640531527)
+        assert out[0].tolist() == (hashed * np.int32(1103515245) + np.int32(12345)).tolist()
+        assert out[1].tolist() == np.where(hashed > 0, 1, 2).tolist()
+        values, mask = (i * np.int32(65536) + np.int32(2147483000)) < 0, (i + np.int32(2147483640)) > 0
+        assert out[2].tolist() == np.where(mask, values, 9).tolist()
+
+
+@triton.jit
+def multiply_add(p, q, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a, b = tl.load(p + i), tl.load(q + i)
+    tl.store(o + i, a * b - 1.00048828125)
+
+
+def test_contraction_can_be_turned_off() -> None:
+    a = b = torch.full((32,), 1 + 2.0**-12)  # a * b = 1 + 2^-11 + 2^-24, half a unit too long for f32
+    fused, apart = torch.empty(32), torch.empty(32)
+    multiply_add[(1,)](a, b, fused, N=32, enable_fp_fusion=True)
+    multiply_add[(1,)](a, b, apart, N=32, enable_fp_fusion=False)
+    assert (apart == 0).all()
+    assert (fused == 2.0**-24).all()

@@ -1,0 +1,105 @@
+"""The torch.compile entry point: options, AOTAutograd, and what happens when a graph cannot be compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from .decompose import decompositions
+from .errors import StrictError, UntrackedWeight
+from .options import Options, parse_options
+from .pipeline import compile_graph
+from .plan import EagerPlan, ExecutionPlan
+from .specialise import Specialised, is_symbolic
+
+log = logging.getLogger("torchroller")
+_RECENT = 64
+_last: list[ExecutionPlan | EagerPlan] = []
+
+
+def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = None,
+           options: Mapping[str, Any] | None = None, **_: Any) -> Callable[..., Any]:  # fmt: skip
+    """`torch.compile(model, backend="roller", mode=..., options={...})`.
+
+    Raises OptionError for unknown options. What cannot be lowered is called in ATen, with a reason in the
+    report, unless options={"strict": True}.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+
+    parsed = parse_options(mode, options)
+    return aot_autograd(
+        fw_compiler=functools.partial(compile_aot_graph, options=parsed, inference=False),
+        bw_compiler=functools.partial(compile_aot_graph, options=parsed, inference=False),
+        inference_compiler=functools.partial(compile_aot_graph, options=parsed, inference=True),
+        decompositions=decompositions(),
+    )(gm, example_inputs)
+
+
+def last_plans() -> tuple[ExecutionPlan | EagerPlan, ...]:
+    """The plans made most recently in this process, oldest first (forward, backward, further graphs)."""
+    return tuple(_last)
+
+
+def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options,
+                      inference: bool) -> Callable[[list[Any]], list[Any]]:  # fmt: skip
+    """The compiler that AOTAutograd calls; the result takes its inputs as one list, which it empties."""
+    static = _static_inputs() if inference else frozenset()
+    runner: Any
+    if is_symbolic(gm):
+        runner = Specialised(gm, lambda g, args: _Runner(g, args, options, static))
+    else:
+        runner = _Runner(gm, example_inputs, options, static)
+
+    def call(args: list[Any]) -> list[Any]:
+        return runner(args)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+class _Runner:
+    """A plan, and how to replace it when it meets weights whose changes cannot be seen."""
+
+    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, static: frozenset[int]) -> None:
+        self.gm, self.options, self.static = gm, options, static
+        self.plan = make_plan(gm, inputs, options, static)
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        try:
+            return self.plan(args)
+        except UntrackedWeight as error:
+            log.info("torchroller: %s; compiling without packed weights", error)
+            self.plan = make_plan(self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static)
+            return self.plan(args)
+
+
+def make_plan(gm: fx.GraphModule, inputs: Sequence[Any], options: Options,
+              static: frozenset[int]) -> ExecutionPlan | EagerPlan:  # fmt: skip
+    """The plan of one graph; a plan that calls ATen throughout if our compiler fails, unless `strict`."""
+    plan: ExecutionPlan | EagerPlan
+    try:
+        plan = compile_graph(gm, inputs, options, static)
+    except StrictError:
+        raise
+    except Exception as error:
+        if options.strict:
+            raise
+        log.warning("torchroller: a graph runs in ATen because compiling it failed: %s: %s", type(error).__name__, error)
+        log.debug("compiling failed", exc_info=True)
+        plan = EagerPlan(gm, f"compiling the graph failed: {type(error).__name__}: {error}")
+    _last.append(plan)
+    del _last[:-_RECENT]
+    return plan
+
+
+def _static_inputs() -> frozenset[int]:
+    """Positions of parameters and buffers among the inputs of the graph being compiled."""
+    context = torch._guards.TracingContext.try_get()
+    meta = context.fw_metadata if context is not None else None
+    return frozenset(meta.static_input_indices or ()) if meta is not None else frozenset()

@@ -1,0 +1,77 @@
+"""Memory of a plan: one arena for intermediates, laid out by liveness, and outputs that are reused when free."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+ALIGN = 64  # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class Life:
+    """A buffer of `nbytes` that must exist from step `first` to step `last` (both included)."""
+
+    nbytes: int
+    first: int
+    last: int
+
+
+def assign(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
+    """Byte offsets in one arena such that buffers alive at the same step do not overlap, and its size.
+
+    Large buffers are placed first, each at the lowest offset where it fits.
+    """
+    offsets: dict[str, int] = {}
+    placed: list[tuple[int, int, Life]] = []
+    total = 0
+    for name, life in sorted(lives.items(), key=lambda kv: (-kv[1].nbytes, kv[1].first, kv[0])):
+        size = -(-max(life.nbytes, 1) // ALIGN) * ALIGN
+        at = 0
+        for start, end, other in sorted(placed, key=lambda p: p[0]):
+            if other.last < life.first or life.last < other.first:
+                continue
+            if start - at >= size:
+                break
+            at = max(at, end)
+        offsets[name] = at
+        placed.append((at, at + size, life))
+        total = max(total, at + size)
+    return offsets, total
+
+
+def allocate(nbytes: int, device: torch.device) -> torch.UntypedStorage:
+    """Fresh storage; torch's allocators align to 64 bytes or more."""
+    return torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device).untyped_storage()
+
+
+class OutputPool:
+    """Hands out tensors for one output; memory comes back once nothing refers to its storage any more.
+
+    The storage's reference count says so: every tensor, view, NumPy array and DLPack capsule holds a reference;
+    storage objects in Python share one wrapper, so its own reference count is asked as well. Fresh pages are expensive, so up to `keep` storages are kept for the next calls.
+    """
+
+    def __init__(self, elements: int, dtype: torch.dtype, device: torch.device, keep: int = 2) -> None:
+        self.nbytes = max(elements * dtype.itemsize, 1)
+        self.dtype, self.device, self.keep = dtype, device, keep
+        self.kept: list[torch.UntypedStorage] = []
+
+    def storage(self) -> torch.UntypedStorage:
+        for s in self.kept:
+            # `kept`, `s` and the argument of getrefcount: anything more is a Python object of someone else
+            if torch._C._storage_Use_Count(s._cdata) == 1 and sys.getrefcount(s) <= 3:
+                return s
+        fresh = allocate(self.nbytes, self.device)
+        if len(self.kept) < self.keep:
+            self.kept.append(fresh)
+        return fresh
+
+
+def tensor_on(storage: torch.UntypedStorage, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...],
+              offset: int) -> torch.Tensor:  # fmt: skip
+    """A tensor over `storage`; no view of another tensor, so autograd and version counters start fresh."""
+    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, offset, shape, strides)

@@ -1,0 +1,175 @@
+"""Micro-performance model: a tile with its launch parameters on a device, as an `Estimate`.
+
+A program streams its operands through the memory levels and computes. Every level and the arithmetic
+get their own time; the slowest bounds the kernel, and a device-specific share of the rest is exposed:
+
+    time = slowest + exposed * rest + launch + program starts + loop iterations + skew
+
+Whole rounds are counted: three programs on two cores take as long as four. The model is there to rank;
+tests/torchroller/test_cost.py has the orderings that it must get right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torchroller.capacity import Launch, occupancy
+from torchroller.device import DeviceSpec, MemLevel, rate_text
+from torchroller.space import Space
+from torchroller.tile import padded
+from torchroller.traffic import Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes
+
+_LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
+_FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted time of one kernel, and where it goes; level_s and level_bytes follow the device's levels."""
+
+    time_s: float
+    bound_by: str  # a memory level, "compute" or "launch"
+    level_s: tuple[tuple[str, float], ...]
+    level_bytes: tuple[tuple[str, float], ...]
+    compute_s: float
+    overhead_s: float  # launch, program starts, loop iterations, skew
+    flops: float  # useful floating-point operations
+    waves: float  # programs per place on the device; 2.0 means two full rounds
+    rounds: int  # programs on the busiest unit
+    occupancy: int  # programs resident on one unit at once
+    padding_waste: float  # share of computed points that lie outside the axes
+
+    def __str__(self) -> str:
+        rate = f", {rate_text(self.flops / self.time_s)[:-1]}FLOP/s" if self.flops else ""
+        levels = ", ".join(f"{name} {time_text(s)}" for name, s in self.level_s)
+        return (
+            f"predicted {time_text(self.time_s)}{rate}, bound by {self.bound_by}; compute "
+            f"{time_text(self.compute_s)}, {levels}, overhead {time_text(self.overhead_s)}; "
+            f"waves {self.waves:.2f}, padding {self.padding_waste:.1%}"
+        )
+
+
+def time_text(s: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if s >= scale:
+            return f"{s / scale:.3g} {unit}"
+    return f"{s / 1e-9:.3g} ns"
+
+
+def estimate(t: Tiled, launch: Launch) -> Estimate:
+    """Predict the time of a tile run with these launch parameters."""
+    space, device = t.space, t.device
+    occ = occupancy(t, launch)
+    resident = min(occ, t.rounds)
+    from_shared, from_dram = shared_bytes(t, occ)
+    private = cache_bytes(t) if device.is_cpu else [scratch_traffic(t, launch.num_warps)]
+
+    level_s: list[tuple[str, float]] = []
+    level_bytes: list[tuple[str, float]] = []
+    inner = iter(private)
+    for level in device.levels:
+        if level.private:
+            moved = next(inner)
+            seconds = t.rounds * moved / level.bandwidth_bytes_per_s
+            moved *= t.grid
+        else:
+            moved = from_dram if level is device.levels[0] else from_shared
+            seconds = _shared_level_s(t, level, moved, launch, resident)
+        level_s.append((level.name, seconds))
+        level_bytes.append((level.name, moved))
+    compute_s = t.rounds * _compute_s(t, launch, resident)
+
+    bound_by, slowest = max((*level_s, ("compute", compute_s)), key=lambda item: item[1])
+    rest = compute_s + sum(s for _, s in level_s) - slowest
+    body = slowest + device.exposed * rest
+    iterations = t.steps * max(1, space.passes) if t.steps > 1 else 0
+    iteration_s = device.step_s
+    if not device.is_cpu and launch.num_stages == 1:
+        iteration_s += device.levels[0].latency_s  # nothing fetches the next step while this one computes
+    overhead = device.launch_s + t.rounds / resident * (device.program_s + iterations * iteration_s)
+    if t.grid > 1:
+        overhead += device.fork_s
+    if device.units > 1:
+        overhead += device.skew * body / t.rounds
+    computed = t.grid * t.block * t.inner
+    return Estimate(
+        time_s=body + overhead,
+        bound_by="launch" if overhead > body else bound_by,
+        level_s=tuple(level_s),
+        level_bytes=tuple(level_bytes),
+        compute_s=compute_s,
+        overhead_s=overhead,
+        flops=space.flops,
+        waves=t.grid / (device.units * occ),
+        rounds=t.rounds,
+        occupancy=occ,
+        padding_waste=1.0 - space.points / computed,
+    )
+
+
+def _shared_level_s(t: Tiled, level: MemLevel, moved: float, launch: Launch, resident: int) -> float:
+    """Time of a level that units share: its own bandwidth, or what the busiest unit can draw from it."""
+    one = level.unit_bandwidth_bytes_per_s or level.bandwidth_bytes_per_s
+    together = min(level.bandwidth_bytes_per_s, one * min(t.grid, t.device.units))
+    seconds = max(moved / together, t.rounds * (moved / t.grid) / one)
+    return seconds / _latency_hidden(t, level, launch, resident)
+
+
+def _latency_hidden(t: Tiled, level: MemLevel, launch: Launch, resident: int) -> float:
+    """Share of a level's bandwidth that the loads in flight can use (Little's law).
+
+    The hardware prefetchers of a CPU see to it there.
+    """
+    if t.device.is_cpu or not level.latency_s:
+        return 1.0
+    if t.space.has_dot:
+        ahead = launch.num_stages - 1 if launch.num_stages > 1 else 0.5
+        in_flight = resident * ahead * (t.a + t.b)
+    else:
+        in_flight = resident * sum(n for o, n in zip(t.space.operands, t.step_bytes) if not o.write)
+    needed = level.bandwidth_bytes_per_s / t.device.units * level.latency_s
+    return min(1.0, max(0.02, in_flight / needed)) if in_flight else 1.0
+
+
+def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
+    """Arithmetic time of one program on its unit, padding included; residents share the unit's peak."""
+    space, device = t.space, t.device
+    peak = space.peak(device)
+    # A peak counts a multiply-add as two operations; other instructions are one.
+    instructions = (space.vector_ops * t.inner + space.row_ops) * t.block
+    seconds = instructions / (peak.vector_flops / device.units / 2)
+    warps = resident * launch.num_warps
+    if not space.has_dot:
+        return seconds if device.is_cpu else seconds / min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
+    rate = (peak.matrix_flops or peak.vector_flops) / device.units
+    rate *= _cpu_efficiency(t) if device.is_cpu else _gpu_efficiency(t, device, space, launch, warps)
+    return seconds + 2.0 * t.block * t.inner / rate
+
+
+def _cpu_efficiency(t: Tiled) -> float:
+    """Share of the FMA peak: enough accumulators to hide latency, columns that fill vectors."""
+    rows, cols = register_block(t)
+    lanes = t.device.lanes(4)
+    return min(1.0, rows * max(1, cols // lanes) / _FMA_CHAINS) * min(1.0, t.n / lanes)
+
+
+def _gpu_efficiency(t: Tiled, device: DeviceSpec, space: Space, launch: Launch, warps: int) -> float:
+    """Share of the peak: warps for all schedulers, rows for the matrix instruction or a thread's FMA tile."""
+    peak = space.peak(device)
+    matrix = peak.matrix_flops is not None
+    share = min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
+    if matrix:
+        return share * min(1.0, t.m / peak.instruction[0]) ** 0.5
+    # A thread with side x side accumulators loads 2 * side values for side * side multiply-adds, and shared
+    # memory delivers fewer lanes a clock than the FMA pipes consume.
+    side = math.sqrt(max(1.0, t.block / (launch.num_warps * device.warp_size)))
+    lanes_per_load = (
+        peak.vector_flops / device.units / 2 / (device.private_levels[0].bandwidth_bytes_per_s / 4)
+    )
+    return share * side / (side + _LOAD_COST * lanes_per_load)
+
+
+def padding_waste(length: int, step: int) -> float:
+    """Share of an axis, padded to whole steps, that lies outside it."""
+    return 1.0 - length / padded(length, step)

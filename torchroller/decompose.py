@@ -1,0 +1,33 @@
+"""Which ATen operators AOTAutograd takes apart before the graph reaches us, and which we lower whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+KEPT = (
+    "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
+    "addmm", "baddbmm", "gelu", "silu", "cat", "stack", "embedding", "index", "index_select", "gather",
+    "constant_pad_nd", "split", "split_with_sizes", "unbind", "leaky_relu", "elu", "var", "var_mean", "arange",
+    "linear", "mm", "bmm", "full_like", "full", "rsub", "where", "flip", "max", "min", "any", "all", "expand",
+    "_scaled_dot_product_flash_attention_for_cpu", "zeros", "ones", "zeros_like", "ones_like", "new_zeros",
+    "new_ones", "new_full", "sum", "fill", "transpose", "t", "squeeze",
+    "scaled_dot_product_attention", "adaptive_avg_pool2d", "max_pool2d", "avg_pool2d",
+)  # fmt: skip
+
+
+@functools.lru_cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Core ATen decompositions, less what has a lowering rule of its own or a fast ATen kernel."""
+    from torch._decomp import core_aten_decompositions
+
+    table = dict(core_aten_decompositions())
+    aten = torch.ops.aten
+    for name in KEPT:
+        packet = getattr(aten, name, None)
+        for overload in packet.overloads() if packet is not None else ():
+            table.pop(getattr(packet, overload), None)
+    return table

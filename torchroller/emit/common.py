@@ -1,0 +1,282 @@
+"""Shared by the kernel emitters: turning accesses and values of a TensorExpr into Triton text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..expr import Access, TensorExpr, Value
+from ..graph import compute_type
+from ..ops.pointwise import LIBRARY, TABLE
+
+TL = {
+    "float64": "tl.float64", "float32": "tl.float32", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
+    "int64": "tl.int64", "int32": "tl.int32", "int16": "tl.int16", "int8": "tl.int8", "uint8": "tl.uint8",
+    "bool": "tl.int1",
+}  # fmt: skip
+# How a tensor's pointer is declared to Triton; bool is stored as one byte 0 or 1.
+POINTER = {
+    "float64": "*fp64", "float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16",
+    "int64": "*i64", "int32": "*i32", "int16": "*i16", "int8": "*i8", "uint8": "*u8", "bool": "*i8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Block extent per axis (a power of two). A spatial axis of block 1 is a scalar of the program; a reduce
+    axis whose block covers it is held whole, otherwise it is looped over."""
+
+    blocks: tuple[tuple[str, int], ...]
+    num_warps: int = 4
+    num_stages: int = 2
+    group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
+
+    def of(self, axis: str) -> int:
+        return dict(self.blocks).get(axis, 1)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
+
+    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    """
+
+    tensor: str
+    dtype: str
+    k: int
+    k_stride: int
+    n_shape: tuple[int, ...]
+    n_strides: tuple[int, ...]
+    offset: int
+    block: int
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.n_shape)
+
+    @property
+    def elements(self) -> int:
+        return -(-self.n // self.block) * self.block * self.k
+
+
+@dataclass(frozen=True)
+class TritonSource:
+    """A kernel as text that stands alone: `name` is the function, `signature` its pointer types in order."""
+
+    name: str
+    text: str
+    signature: tuple[str, ...]
+    grid: int
+    num_warps: int = 4
+    num_stages: int = 2
+    packs: tuple[Pack, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def next_power(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def dependences(expr: TensorExpr) -> list[frozenset[str]]:
+    """For each value the axes that it varies over."""
+    out: list[frozenset[str]] = []
+    for v in expr.values:
+        if v.kind == "load" and v.access is not None:
+            axes = frozenset(a for ix in v.access.index for a, _ in ix.terms)
+            for ix in v.access.index:
+                if ix.indirect is not None:
+                    axes |= out[ix.indirect]
+            out.append(axes)
+        elif v.kind == "index":
+            out.append(frozenset([v.axis or ""]))
+        else:
+            axes = frozenset().union(*(out[a] for a in v.args)) if v.args else frozenset()
+            out.append(axes - frozenset(v.over) if v.kind in ("reduce", "dot") else axes)
+    return out
+
+
+def pointers(expr: TensorExpr) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tensor names in order of first use, and their Triton pointer types."""
+    types: dict[str, str] = {}
+    for access in (*(v.access for v in expr.values if v.access), *(w.access for w in expr.writes)):
+        types.setdefault(access.tensor, POINTER[access.dtype])
+    names = sorted(types, key=lambda t: int(t[1:]))
+    return tuple(names), tuple(types[n] for n in names)
+
+
+def number_text(number: object, dtype: str) -> str:
+    if dtype == "bool":
+        return "True" if number else "False"
+    if isinstance(number, float):
+        if math.isnan(number):
+            return "float('nan')"
+        if math.isinf(number):
+            return "float('inf')" if number > 0 else "-float('inf')"
+    return repr(number) if not isinstance(number, bool) else str(int(number))
+
+
+@dataclass
+class Body:
+    """Text of one kernel in the making. `position[axis]` is the text of the axis' coordinate, already shaped
+    for broadcasting; `masks[axis]` the text of its bound check where it needs one."""
+
+    expr: TensorExpr
+    indent: int = 1
+    lines: list[str] = field(default_factory=list)
+    position: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
+    have: dict[int, str] = field(default_factory=dict)
+    library: set[str] = field(default_factory=set)
+    raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
+    error: str | None = None  # pointer that takes a flag where an indirect index leaves its tensor
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.indent + text)
+
+    def offset(self, access: Access) -> str:
+        parts = []
+        for ix, stride in zip(access.index, access.strides):
+            if ix.indirect is not None:
+                parts.append(_times(self.have[ix.indirect], stride))
+            for a, c in ix.terms:
+                parts.append(_times(self.position[a], c * stride))
+        if access.offset or not parts:
+            parts.append(str(access.offset))
+        return " + ".join(parts)
+
+    def mask(self, access: Access, depends: Iterable[str]) -> str | None:
+        terms = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        for ix, size in zip(access.index, access.shape):
+            if ix.indirect is not None:
+                v = self.have[ix.indirect]
+                terms += [f"({v} >= 0)", f"({v} < {size})"]
+        return " & ".join(terms) if terms else None
+
+    def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
+        mask = self.mask(access, depends)
+        tail = f", mask={mask}, other=0" if mask else ""
+        text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
+        if access.dtype == "bool":
+            text = f"({text} != 0)"
+        elif access.dtype in ("float16", "bfloat16") and n not in self.raw_half:
+            text += ".to(tl.float32)"
+        return text
+
+    def call(self, v: Value) -> str:
+        args = [self.have[a] for a in v.args]
+        kinds = [self.expr.values[a] for a in v.args]
+        if any(k.kind != "const" for k in kinds) and v.fn not in ("cast", "where"):
+            args = [number_text(_rounded(k.number), k.dtype) if k.kind == "const" and k.dtype == "float32" else a
+                    for k, a in zip(kinds, args)]  # fmt: skip
+        if v.fn == "cast":
+            return convert(args[0], self.expr.values[v.args[0]].dtype, v.dtype)
+        entry = TABLE[v.fn or ""]
+        text = entry.text.format(*args)
+        for name in LIBRARY:
+            if f"{name}(" in entry.text and f"tl.{name}(" not in entry.text:
+                self.need(name)
+        return text
+
+    def need(self, name: str) -> None:
+        for other in LIBRARY[name][1]:
+            self.need(other)
+        self.library.add(name)
+
+    def define(self, n: int, text: str) -> None:
+        self.line(f"v{n} = {text}")
+        self.have[n] = f"v{n}"
+
+    def compute(self, wanted: Iterable[int], depends: Sequence[frozenset[str]], stop: Iterable[int] = ()) -> None:
+        """Emits every value that `wanted` needs and that is not there yet; reduce and dot values must be."""
+        order: list[int] = []
+        seen: set[int] = set(stop)
+
+        def visit(n: int) -> None:
+            if n in self.have or n in seen:
+                return
+            seen.add(n)
+            v = self.expr.values[n]
+            for a in (*v.args, *(ix.indirect for ix in (v.access.index if v.access else ()) if ix.indirect is not None)):
+                visit(a)
+            order.append(n)
+
+        for n in wanted:
+            visit(n)
+        for n in order:
+            v = self.expr.values[n]
+            if v.kind == "const":
+                self.have[n] = _constant(v)
+            elif v.kind == "index":
+                self.define(n, f"({self.position[v.axis or '']}).to(tl.int64)")
+            elif v.kind == "load" and v.access is not None:
+                self.define(n, self.load(n, v.access, depends[n]))
+            elif v.kind == "call":
+                self.define(n, self.call(v))
+            else:
+                raise AssertionError(f"v{n} = {v} is not computed yet")
+
+    def store(self, access: Access, value: str, dtype: str, depends: Iterable[str]) -> None:
+        mask = self.mask(access, depends)
+        tail = f", mask={mask}" if mask else ""
+        text = convert_store(value, access.dtype)
+        self.line(f"tl.store({access.tensor} + ({self.offset(access)}), {text}{tail})")
+
+
+def _constant(v: Value) -> str:
+    text = number_text(v.number, v.dtype)
+    if v.dtype == "bool":
+        return f"tl.full((), {text}, tl.int1)"
+    return f"tl.full((), {text}, {TL[compute_type(v.dtype)]})"
+
+
+def _rounded(number: float | int | bool | None) -> float:
+    """What float32 makes of a number that is too large for it."""
+    value = float(number or 0.0) if number is not None else 0.0
+    return math.copysign(math.inf, value) if math.isfinite(value) and abs(value) > 3.4028235677973366e38 else value
+
+
+def _times(text: str, factor: int) -> str:
+    return text if factor == 1 else f"{text} * {factor}"
+
+
+def convert(text: str, have: str, want: str) -> str:
+    """Text that converts a register value; conversion to a half type rounds, though registers stay float32."""
+    if want == "bool":
+        return f"({text} != 0)"
+    if want in ("float16", "bfloat16"):
+        return f"({text}).to({TL[want]}).to(tl.float32)"
+    if want == have:
+        return text
+    if want in ("int8", "int16", "uint8") and have in ("float64", "float32", "float16", "bfloat16"):
+        return f"({text}).to(tl.int32).to({TL[want]})"
+    return f"({text}).to({TL[want]})"
+
+
+def convert_store(text: str, dtype: str) -> str:
+    if dtype == "bool":
+        return f"({text}).to(tl.int8)"
+    return f"({text}).to({TL[dtype]})" if dtype in ("float16", "bfloat16") else text
+
+
+def module(name: str, params: Sequence[str], body: Body, heading: Sequence[str]) -> str:
+    """The whole module: imports, library functions, the kernel."""
+    out = ["import triton", "import triton.language as tl", ""]
+    for fn in sorted(body.library):
+        out += ["", LIBRARY[fn][0]]
+    out += ["", "@triton.jit", f"def {name}({', '.join(params)}):"]
+    out += [f"    # {line}" for line in heading]
+    out += body.lines
+    return "\n".join(out) + "\n"
+
+
+def wide_index(expr: TensorExpr) -> bool:
+    """Do offsets leave 32 bits?"""
+    for access in (*expr.loads, *(w.access for w in expr.writes)):
+        span = abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
+        if span >= 1 << 31:
+            return True
+    return False

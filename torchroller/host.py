@@ -1,0 +1,237 @@
+"""Reading the CPU under us into a `DeviceSpec`: caches and cores from sysfs, vectors from LLVM.
+
+Nothing is timed here (`calibrate.measure` does, for `python -m torchroller devices --measure`): a spec is
+the same in every process of a machine, so the same graph gives the same kernels. What the operating system
+does not say (bandwidths, the clock under load) is derived from stated rules of thumb, or taken from the
+saved measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torchroller.device import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
+
+_NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
+_HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
+_DEFAULT_HZ = 3.0e9
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate.measure` found, per core and for the whole machine."""
+
+    fma_flops_per_core: float
+    dram_bytes_per_s: float
+    core_bytes_per_s: float
+    cores: int
+
+
+def read_cpu(
+    cores: int | None = None,
+    root: Path = Path("/"),
+    calibration: Calibration | None | str = "saved",
+    isa: tuple[str, frozenset[str]] | None = None,
+) -> DeviceSpec:
+    """A `DeviceSpec` of the CPU whose /sys and /proc lie under `root`; `isa` = (LLVM name, features)."""
+    name, features = isa or host_isa()
+    units = cores or usable_cores(root)
+    if calibration == "saved":
+        calibration = load_calibration()
+    assert calibration is None or isinstance(calibration, Calibration)
+    hz = _clock_hz(root)
+    wide = "avx512f" in features
+    vector_bytes = 64 if wide else 32 if "avx" in features or "avx2" in features else 16
+    fmas = 1 if wide and name in _HALF_RATE_512 else 2
+    per_core = 2.0 * fmas * (vector_bytes // 4) * hz
+    if calibration is not None:
+        per_core = calibration.fma_flops_per_core
+    peak = per_core * units
+    cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
+    bf16 = peak * 2 if "avx512bf16" in features else None
+    int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
+    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
+    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
+    source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
+        "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
+    )
+    return DeviceSpec(
+        name=_model_name(root) or name,
+        kind="cpu",
+        arch=name,
+        units=units,
+        levels=_levels(root, units, vector_bytes, cycle_s, calibration),
+        peaks=(
+            Peak("float64", peak / 2),
+            Peak("float32", peak),
+            Peak("float16", peak),
+            Peak("bfloat16", peak, bf16, (1, 16, 2)),
+            Peak("int8", peak, int8, (1, 16, 4)),
+        ),
+        warp_size=1,
+        max_warps=1,
+        unit_warps=1,
+        unit_partitions=1,
+        unit_registers=8 * vector_bytes,
+        thread_registers=8 * vector_bytes,
+        program_scratch_bytes=0,
+        unit_scratch_bytes=0,
+        accumulator_bytes=0,
+        stages=(1,),
+        vector_bytes=vector_bytes,
+        micro_kernels=micro,
+        launch_s=3e-7,
+        fork_s=7e-7 if units > 1 else 0.0,
+        program_s=8e-8,
+        step_s=2e-8,
+        exposed=0.2,
+        skew=0.15,
+        source=source,
+    )
+
+
+def _levels(
+    root: Path, units: int, vector_bytes: int, cycle_s: float, calibration: Calibration | None
+) -> tuple[MemLevel, ...]:
+    one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
+    dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
+    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=256)]
+    for level, size, sharers in sorted(_caches(root), reverse=True):
+        # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
+        one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
+        latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
+        if level >= 3:
+            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 64))
+        else:
+            # Two hyper-threads of one core share its caches; more sharers are cores that split them.
+            own = size if sharers <= 2 else size * 2 // sharers
+            levels.append(MemLevel(f"L{level}", own, one, 64, True, latency_s, one))
+    return tuple(levels)
+
+
+def host_isa() -> tuple[str, frozenset[str]]:
+    """LLVM's name of this CPU and the features that are on, without importing torch or triton."""
+    try:
+        import llvmlite.binding as llvm
+
+        features = dict(llvm.get_host_cpu_features())
+        return llvm.get_host_cpu_name(), frozenset(k for k, on in features.items() if on)
+    except (ImportError, RuntimeError):
+        flags = _cpuinfo(Path("/")).get("flags", "").replace("avx512_", "avx512").split()
+        return platform.machine(), frozenset(flags)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Physical cores that this process may use: CPU affinity, hyper-threads counted once, cgroup quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in sorted(allowed):
+        text = _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(text or str(cpu))
+    quota = _cgroup_cpus(root)
+    return max(1, min(len(siblings), int(quota) if quota else len(siblings)))
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    v2 = _read(root / "sys/fs/cgroup/cpu.max").split()
+    if len(v2) == 2 and v2[0] != "max":
+        return max(1.0, int(v2[0]) / int(v2[1]))
+    quota = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+    period = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if quota and period and int(quota) > 0:
+        return max(1.0, int(quota) / int(period))
+    return None
+
+
+def _caches(root: Path) -> list[tuple[int, int, int]]:
+    """(level, bytes, logical CPUs sharing it) of the data and unified caches of CPU 0."""
+    found = []
+    for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if _read(index / "type") == "Instruction":
+            continue
+        level, size = _read(index / "level"), _read(index / "size")
+        if not level or not size:
+            continue
+        scale = {"K": KiB, "M": MiB}.get(size[-1], 1)
+        found.append(
+            (int(level), int(size.rstrip("KM")) * scale, _count_cpus(_read(index / "shared_cpu_list")))
+        )
+    return found or list(_NO_CACHES)
+
+
+def _count_cpus(text: str) -> int:
+    """How many CPUs a kernel list such as `0-3,8` names."""
+    total = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        total += int(last or first) - int(first) + 1
+    return max(1, total)
+
+
+def _clock_hz(root: Path) -> float:
+    top = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    if top:
+        return int(top) * 1e3
+    mhz = _cpuinfo(root).get("cpu MHz", "")
+    return float(mhz) * 1e6 if mhz else _DEFAULT_HZ
+
+
+def _memory_bytes(root: Path) -> int:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * KiB
+    return 8 * GiB
+
+
+def _model_name(root: Path) -> str:
+    return _cpuinfo(root).get("model name", "")
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first processor's entry of /proc/cpuinfo."""
+    entry: dict[str, str] = {}
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, colon, value = line.partition(":")
+        if not colon:
+            break
+        entry[key.strip()] = value.strip()
+    return entry
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def cache_root() -> Path:
+    """Where torchroller keeps things on disk: $TORCHROLLER_CACHE_DIR, or torchroller in the user's cache."""
+    own = os.environ.get("TORCHROLLER_CACHE_DIR")
+    return (
+        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchroller"
+    )
+
+
+def calibration_path() -> Path:
+    return cache_root() / "devices" / f"{platform.node() or 'host'}.json"
+
+
+def load_calibration(path: Path | None = None) -> Calibration | None:
+    """The saved measurement of this machine, or None; a damaged file counts as absent."""
+    try:
+        data = json.loads((path or calibration_path()).read_text())
+        return Calibration(**{k: float(v) for k, v in data.items() if k != "cores"}, cores=int(data["cores"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def save_calibration(found: Calibration, path: Path | None = None) -> Path:
+    path = path or calibration_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(found), indent=1))
+    return path

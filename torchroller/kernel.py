@@ -1,0 +1,266 @@
+"""Triton source -> something that runs: compiled for a target, or under Triton's interpreter.
+
+Kernel text is written to the cache directory (Triton reads the source of what it compiles), imported from there
+and compiled by stock Triton for the named target; Triton keeps the machine code in its own disk cache. Equal
+text is compiled once per process. A cache directory that cannot be written is replaced by a temporary one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+from .emit.common import TritonSource
+from .errors import KernelError
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel that can be launched. `handle` is what the executor needs: see each `Executor`."""
+
+    source: TritonSource
+    target: str
+    handle: Any
+    cached: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.source.name} for {self.target}, grid {self.source.grid}"
+
+
+class Executor(Protocol):
+    """Builds kernels and runs them on tensors; the plan asks `native` ones for entry addresses instead."""
+
+    name: str
+    native: bool
+
+    def compile(self, source: TritonSource) -> CompiledKernel: ...
+
+    def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None: ...
+
+
+def cache_dir(configured: str | None = None) -> Path:
+    """The directory of generated sources; a temporary one where the configured one cannot be written."""
+    wanted = configured or os.environ.get("TORCHROLLER_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "torchroller"
+    )
+    return _writable(os.path.join(wanted, "sources"))
+
+
+@functools.lru_cache
+def _writable(wanted: str) -> Path:
+    path = Path(wanted)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="torchroller-"))
+        warnings.warn(
+            f"torchroller: the cache directory {path} cannot be written ({error}); using {other} for this process. "
+            "Set TORCHROLLER_CACHE_DIR or options={'cache_dir': ...}.",
+            stacklevel=2,
+        )
+        return other
+
+
+def source_key(source: TritonSource) -> str:
+    return hashlib.sha256(source.text.encode()).hexdigest()[:32]
+
+
+def load_module(source: TritonSource, directory: Path) -> ModuleType:
+    """Imports the kernel's text from a file in `directory`, written atomically; damaged files are replaced."""
+    key = source_key(source)
+    path = directory / f"{source.name[:60]}_{key[:16]}.py"
+    try:
+        if path.read_text() != source.text:
+            raise FileNotFoundError
+    except (OSError, UnicodeDecodeError):
+        _write(path, source.text)
+    name = f"torchroller_kernel_{key}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    code = compile(source.text, str(path), "exec", dont_inherit=True)
+    exec(code, module.__dict__)
+    return module
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+class NativeExecutor:
+    """Stock Triton for the device's target; on a CPU the machine code is called without the stock launcher."""
+
+    name = "native"
+    native = True
+
+    def __init__(self, device: torch.device, directory: Path) -> None:
+        self.device, self.directory = device, directory
+        self.target, self.driver = _target(device)
+        self.native = device.type == "cpu"
+
+    def compile(self, source: TritonSource) -> CompiledKernel:
+        from triton.compiler import ASTSource
+        from triton.compiler import compile as triton_compile
+
+        try:
+            fn = getattr(load_module(source, self.directory), source.name)
+            names = fn.arg_names
+            signature = dict(zip(names, source.signature))
+            attrs = {(i,): [["tt.divisibility", 16]] for i in range(len(names))}
+            ast = ASTSource(fn=fn, signature=signature, constexprs={}, attrs=attrs)
+            options = {"num_warps": source.num_warps, "num_stages": source.num_stages}
+            built = triton_compile(ast, target=self.target, options=options)
+        except Exception as error:
+            raise KernelError(
+                f"Triton could not compile kernel {source.name} for {self.target}: {type(error).__name__}: {error}"
+            ) from error
+        return CompiledKernel(source, str(self.target), built)
+
+    def entry(self, kernel: CompiledKernel) -> int:
+        """Address of the machine code of a CPU kernel."""
+        return self.driver.utils.entry_address(kernel.handle)
+
+    def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
+        if self.native:
+            block = self.driver.utils.pack_block(
+                (kernel.source.grid, 1, 1), [t.data_ptr() for t in tensors], kernel.source.signature
+            )
+            import ctypes
+
+            entries = (ctypes.c_void_p * 1)(self.entry(kernel))
+            blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+            self.driver.utils.run_many(1, entries, blocks)
+            return
+        kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+
+
+class InterpretExecutor:
+    """Triton's own interpreter (NumPy) on CPU tensors: slow, and independent of every compiler here."""
+
+    name = "interpret"
+    native = False
+    _lock = threading.RLock()
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def compile(self, source: TritonSource) -> CompiledKernel:
+        from triton import knobs
+
+        with self._lock, knobs.runtime.scope():
+            knobs.runtime.interpret = True
+            fn = getattr(load_module(source, self.directory), source.name)
+        return CompiledKernel(source, "interpret", fn)
+
+    def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
+        with self._lock, _interpreted_library():
+            kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+
+
+class _interpreted_library:
+    """Triton's standard library (tl.sum, tl.zeros ..) is compiled functions; inside, they are interpreted."""
+
+    _functions: dict[Any, Any] = {}
+
+    def __enter__(self) -> None:
+        import triton
+        import triton.experimental.gluon  # noqa: F401  (imported at the first launch; must see compiled functions)
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpretedFunction
+
+        # The interpreter replaces members of these while device functions run, and does not put all of them back.
+        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype)
+        self.saved = [(owner, dict(vars(owner))) for owner in patched]
+        for module in (tl, tl.standard, tl.core):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, triton.runtime.JITFunction):
+                    if value not in self._functions:
+                        self._functions[value] = InterpretedFunction(value.fn)
+                    setattr(module, name, self._functions[value])
+
+    def __exit__(self, *exc: Any) -> None:
+        for owner, members in self.saved:
+            for name, value in members.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+
+
+def _target(device: torch.device) -> tuple[Any, Any]:
+    """Triton's target and driver for a device; the plan names its target and never asks for the active one."""
+    import triton  # noqa: F401  (finds the backends)
+    from triton.backends import backends
+
+    if "cpu" not in backends:
+        _register_cpu(backends)
+    wanted = {"cpu": "cpu", "cuda": "amd" if torch.version.hip else "nvidia"}.get(device.type)
+    if wanted not in backends:
+        raise KernelError(f"Triton has no backend for {device} (it has {sorted(backends)})")
+    driver = _driver(wanted)
+    return driver.get_current_target(), driver
+
+
+def _register_cpu(backends: dict[str, Any]) -> None:
+    """Makes our CPU backend known where Triton did not find its entry point (a source tree, not installed)."""
+    from triton.backends import Backend
+
+    from .triton_cpu.compiler import CPUBackend
+    from .triton_cpu.driver import CPUDriver
+
+    backends["cpu"] = Backend(compiler=CPUBackend, driver=CPUDriver)
+
+
+@functools.lru_cache
+def _driver(name: str) -> Any:
+    from triton.backends import backends
+
+    return backends[name].driver()
+
+
+@functools.lru_cache
+def executor_for(kind: str, device: torch.device, directory: Path) -> Executor:
+    return InterpretExecutor(directory) if kind == "interpret" else NativeExecutor(device, directory)
+
+
+_compiled: dict[tuple[str, str, str], CompiledKernel] = {}
+
+
+def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[CompiledKernel | KernelError]:
+    """Compiles kernels, equal text once, several at a time. A kernel that fails gives its error."""
+    target = str(getattr(executor, "target", executor.name))
+    keys = [(target, s.text, f"{s.num_warps},{s.num_stages}") for s in sources]
+    missing = {k: s for k, s in zip(keys, sources) if k not in _compiled}
+
+    def build(source: TritonSource) -> CompiledKernel | KernelError:
+        try:
+            return executor.compile(source)
+        except KernelError as error:
+            return error
+
+    if len(missing) > 1 and executor.name == "native":
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            results = list(pool.map(build, missing.values()))
+    else:
+        results = [build(s) for s in missing.values()]
+    failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
+    _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
+    return [failed.get(k) or _compiled[k] for k in keys]

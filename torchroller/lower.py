@@ -1,0 +1,276 @@
+"""ATen FX graph -> lazy values (graph.Node): every operator by its rule, the rest as extern ATen calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .errors import NotLowered, RollerError, StrictError
+from .graph import DTYPE_NAMES, Builder, Node
+from .ops import attention, contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
+from .ops.registry import RULES, Context
+from .options import Options
+
+VIEW_PACKETS = frozenset(
+    f"aten.{name}" for name in (
+        "view", "reshape", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "permute", "t", "transpose",
+        "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ExternCall:
+    """One call of an ATen operator as it stands. `args`/`kwargs` hold Nodes where tensors go."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Any, ...]  # per result: a Node, or None; single results have one entry
+    is_tuple: bool
+    reason: str
+    name: str
+    where: str
+    strides: dict[Node, tuple[int, ...]] = field(default_factory=dict)  # that ATen would pass its operands with
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        found: list[Node] = []
+        fx.node.map_aggregate((self.args, self.kwargs), lambda v: found.append(v) if isinstance(v, Node) else None)
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """One graph output: a Node (or a plain value), the strides that the caller expects, and whether it must
+    not share memory with inputs or other outputs."""
+
+    value: Any
+    strides: tuple[int, ...] = ()
+    fresh: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """The graph as lazy values. `inputs[i]` is None where input i is not a tensor that we read."""
+
+    builder: Builder
+    inputs: tuple[Node | None, ...]
+    constants: dict[str, torch.Tensor]
+    externs: tuple[ExternCall, ...]
+    outputs: tuple[Output, ...]
+    lowered_nodes: int
+    total_nodes: int
+    device: torch.device
+
+
+def lower(gm: fx.GraphModule, options: Options, denied: Mapping[str, str] | None = None) -> Lowered:
+    """Reads an ATen graph with fake values in `node.meta["val"]` and static shapes.
+
+    `denied` names FX nodes that must be extern calls, with the reason. Raises StrictError under `strict` for
+    the first node that has no rule.
+    """
+    return _Reader(gm, options, denied or {}).run()
+
+
+class _Reader:
+    def __init__(self, gm: fx.GraphModule, options: Options, denied: Mapping[str, str]) -> None:
+        self.gm, self.options, self.denied = gm, options, denied
+        self.b = Builder()
+        self.env: dict[fx.Node, Any] = {}
+        self.externs: list[ExternCall] = []
+        self.constants: dict[str, torch.Tensor] = {}
+        self.inputs: list[Node | None] = []
+        self.done = self.total = 0
+        self.device = _device_of(gm)
+
+    def run(self) -> Lowered:
+        outputs: tuple[Output, ...] = ()
+        for node in self.gm.graph.nodes:
+            self.b.origin = node.name
+            if node.op == "placeholder":
+                self.env[node] = self.placeholder(node)
+            elif node.op == "get_attr":
+                self.env[node] = self.attribute(node)
+            elif node.op == "call_function":
+                self.env[node] = self.call(node)
+            elif node.op == "output":
+                outputs = self.outputs(node)
+            else:
+                raise NotLowered(f"an FX node of kind {node.op}")
+        return Lowered(self.b, tuple(self.inputs), self.constants, tuple(self.externs), outputs, self.done,
+                       self.total, self.device)  # fmt: skip
+
+    def placeholder(self, node: fx.Node) -> Any:
+        meta = node.meta.get("val")
+        number = len(self.inputs)
+        if not isinstance(meta, torch.Tensor):
+            self.inputs.append(None)
+            return meta
+        value = self.leaf(f"arg{number}", meta)
+        self.inputs.append(value)
+        return value
+
+    def leaf(self, name: str, meta: torch.Tensor) -> Node:
+        strides = tuple(int(s) for s in meta.stride()) if meta.layout == torch.strided else ()
+        return self.b.input(name, [int(s) for s in meta.shape], _dtype(meta), strides)
+
+    def attribute(self, node: fx.Node) -> Any:
+        value: Any = self.gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            return value
+        name = f"const{len(self.constants)}"
+        self.constants[name] = value
+        return self.leaf(name, value)
+
+    def call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            source = self.env[node.args[0]]  # type: ignore[index]
+            return source[node.args[1]]
+        args = fx.node.map_arg(node.args, lambda n: self.env[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
+        meta = node.meta.get("val")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return node.target(*args, **kwargs)  # arithmetic on sizes
+        self.total += 1
+        try:
+            value = self.by_rule(node, meta, args, kwargs)
+            self.done += 1
+            return value
+        except NotLowered as error:
+            reason = error.reason
+        except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            reason = f"the lowering rule failed: {type(error).__name__}: {error}"
+        if self.options.strict:
+            raise StrictError(
+                f"{node.target} ({node.name}) cannot be lowered: {reason}.{_where(node, ' At ')}\n"
+                "Remove options={'strict': True} to run it as an ATen call."
+            )
+        return self.extern(node, meta, args, kwargs, reason)
+
+    def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        if node.name in self.denied:
+            raise NotLowered(self.denied[node.name])
+        packet = str(node.target._schema.name).replace("::", ".")
+        lowering = RULES.get(packet)
+        if lowering is None:
+            raise NotLowered(f"no rule for {packet}")
+        if node.target._schema.overload_name in ("out", "dtype_out", "names") or node.target._schema.is_mutable:
+            raise NotLowered("it writes into an argument")
+        self.admissible(meta, args, kwargs)
+        used = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
+        value = lowering(Context(self.b, meta, used), *args, **kwargs)
+        return self.conforming(packet, value, meta)
+
+    def admissible(self, meta: Any, args: Any, kwargs: Any) -> None:
+        metas = meta if isinstance(meta, (tuple, list)) else (meta,)
+        for m in metas:
+            if isinstance(m, torch.Tensor):
+                if m.dtype not in DTYPE_NAMES or m.layout != torch.strided:
+                    raise NotLowered(f"a result of {m.dtype}, {m.layout}")
+                if m.numel() == 0 and m is metas[0]:
+                    raise NotLowered("a tensor without elements")
+                if m.device != self.device:
+                    raise NotLowered(f"a result on {m.device} in a graph on {self.device}")
+        operands: list[Node] = []
+        fx.node.map_aggregate((args, kwargs), lambda v: operands.append(v) if isinstance(v, Node) else None)
+        for x in operands:
+            if x.dtype not in DTYPE_NAMES.values():
+                raise NotLowered(f"an operand of {x.dtype}")
+            if x.numel == 0:
+                raise NotLowered("an operand without elements")
+
+    def conforming(self, packet: str, value: Any, meta: Any) -> Any:
+        """A rule's result must have ATen's shape and dtype: a wrong rule becomes an extern call, not a wrong number."""
+        pairs = zip(value, meta) if isinstance(meta, (tuple, list)) else ((value, meta),)
+        for got, want in pairs:
+            if not isinstance(got, Node):
+                continue
+            shape, dtype = tuple(int(s) for s in want.shape), DTYPE_NAMES[want.dtype]
+            if got.shape != shape or got.dtype != dtype:
+                raise NotLowered(f"the rule of {packet} gave {got.dtype}{list(got.shape)}, ATen {dtype}{list(shape)}")
+        return value
+
+    def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
+        metas = meta if isinstance(meta, (tuple, list)) else (meta,)
+        for m in metas:
+            symbolic = isinstance(m, torch.Tensor) and any(isinstance(s, torch.SymInt) for s in m.shape)
+            if symbolic or isinstance(m, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+                raise RollerError(f"{node.target} ({node.name}) gives sizes or numbers that depend on tensor values")
+        results = tuple(
+            self.b.extern(None, i, [int(s) for s in m.shape], _dtype(m), [int(s) for s in m.stride()])
+            if isinstance(m, torch.Tensor) else None
+            for i, m in enumerate(metas)
+        )  # fmt: skip
+        strides = {
+            value: tuple(int(s) for s in n.meta["val"].stride())
+            for n in node.all_input_nodes
+            if isinstance(value := self.env[n], Node) and n.meta["val"].layout == torch.strided
+        }
+        self.externs.append(ExternCall(node.target, args, dict(kwargs), results, isinstance(meta, (tuple, list)),
+                                       reason, node.name, _where(node), strides))  # fmt: skip
+        if isinstance(meta, (tuple, list)):
+            return results
+        return results[0] if results[0] is not None else None
+
+    def outputs(self, node: fx.Node) -> tuple[Output, ...]:
+        found: list[Output] = []
+        roots: dict[Node, fx.Node] = {}
+        values: Sequence[Any] = node.args[0]  # type: ignore[assignment]
+        for out in values:
+            value = self.env[out] if isinstance(out, fx.Node) else out
+            if not isinstance(value, Node):
+                found.append(Output(value))
+                continue
+            meta = out.meta["val"]
+            root = _root(out)
+            base = value
+            while base.kind == "view":
+                base = base.args[0]
+            fresh = base.kind == "input" and root.op not in ("placeholder", "get_attr")
+            fresh |= roots.setdefault(base, root) is not root
+            strides = tuple(int(s) for s in meta.stride()) if meta.layout == torch.strided else ()
+            found.append(Output(value, strides, fresh))
+        return tuple(found)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """The FX node whose memory an output shares when views are views."""
+    while node.op == "call_function":
+        if node.target is operator.getitem or (
+            isinstance(node.target, torch._ops.OpOverload)
+            and str(node.target._schema.name).replace("::", ".") in VIEW_PACKETS
+        ):
+            node = node.args[0]  # type: ignore[assignment]
+        else:
+            break
+    return node
+
+
+def _dtype(meta: torch.Tensor) -> str:
+    return DTYPE_NAMES.get(meta.dtype, str(meta.dtype).removeprefix("torch."))
+
+
+def _device_of(gm: fx.GraphModule) -> torch.device:
+    for node in gm.graph.nodes:
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.Tensor) and (node.op != "placeholder" or meta.dim() > 0):
+            return meta.device
+    return torch.device("cpu")
+
+
+def _where(node: fx.Node, prefix: str = "") -> str:
+    trace = node.stack_trace or ""
+    lines = [line.strip() for line in trace.strip().splitlines()]
+    files = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    if not files:
+        return ""
+    at = files[-1]
+    return f"{prefix}{lines[at]}" + (f": {lines[at + 1]}" if at + 1 < len(lines) else "")

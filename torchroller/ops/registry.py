@@ -1,0 +1,63 @@
+"""Where lowering rules are registered: ATen overload packet -> function.
+
+A rule takes a `Context` and the operator's arguments (tensors as graph.Node, the rest as Python values) and
+returns a Node, or a tuple of Nodes (None for a result that is not computed). It raises NotLowered with a
+reason where it has no tensor expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..graph import DTYPE_NAMES, Builder, Node
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+
+@dataclass
+class Context:
+    """What a rule may ask: the builder, what ATen's meta function says of the result, which results are used."""
+
+    b: Builder
+    meta: Any
+    used: frozenset[int] = frozenset()
+
+    def out(self, number: int | None = None) -> torch.Tensor:
+        """Fake tensor of the (numbered) result."""
+        return self.meta if number is None else self.meta[number]
+
+    @property
+    def dtype(self) -> str:
+        return DTYPE_NAMES[self.meta.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(s) for s in self.meta.shape)
+
+    def node(self, value: Any, dtype: str) -> Node:
+        """A tensor or a Python number as a Node of `dtype`."""
+        if isinstance(value, Node):
+            return self.b.cast(value, dtype)
+        return self.b.const(value, dtype)
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for operators by qualified packet name, such as "aten.add"."""
+
+    def register(fn: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"two lowering rules for {name}")
+            RULES[name] = fn
+        return fn
+
+    return register

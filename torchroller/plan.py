@@ -1,0 +1,397 @@
+"""ExecutionPlan: the callable that Dynamo gets. Launches, buffers, views and extern calls, in order.
+
+Everything that does not depend on a call is made once: an arena for intermediates, launch blocks for native
+code, tensor arguments of extern calls. A call fills in the addresses of inputs and outputs and runs segments
+of consecutive launches, each in one native call. State that a call writes to lives in an `_Instance`; calls
+that overlap (threads, re-entry) get one each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .buffers import Life, OutputPool, allocate, assign, tensor_on
+from .emit.common import Pack
+from .errors import UntrackedWeight
+from .expr import ITEMSIZE, TensorExpr
+from .graph import TORCH_DTYPES
+from .kernel import CompiledKernel, Executor
+
+_HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """A buffer of the plan. kind: input, constant, temporary, output, extern or packed."""
+
+    name: str
+    kind: str
+    elements: int
+    dtype: str
+    number: int = -1  # input position, or output pool
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel on buffers. `programs` are the ranked rPrograms it was chosen from, best first."""
+
+    kernel: CompiledKernel
+    buffers: tuple[str, ...]
+    writes: tuple[str, ...]
+    expr: TensorExpr
+    construction: Any = None
+    chosen: int = 0
+    measured_s: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """shape/strides/offset over a buffer; what an extern call gets and what the caller gets back."""
+
+    buffer: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Extern:
+    """One ATen call. `args`/`kwargs` hold TensorViews where tensors go; `results` name buffers (or None)."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[TensorView | None, ...]
+    is_tuple: bool
+    reason: str
+    name: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.target} ({self.name}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """Buffer `name` holds input or constant `source` in the layout of `pack`."""
+
+    name: str
+    source: str
+    pack: Pack
+
+
+@dataclass(frozen=True, eq=False)
+class ExecutionPlan:
+    """What runs. Call it with the list of graph inputs; it returns the list of graph outputs."""
+
+    steps: tuple[Launch | Extern, ...]
+    buffers: dict[str, BufferSpec]
+    outputs: tuple[Any, ...]  # TensorView, or a plain value
+    packed: tuple[PackedWeight, ...]
+    constants: dict[str, torch.Tensor]
+    executor: Executor
+    device: torch.device
+    arena: dict[str, int] = field(default_factory=dict)
+    arena_bytes: int = 0
+    pools: tuple[OutputPool, ...] = ()
+    free: list[_Instance] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Launch))
+
+    @property
+    def externs(self) -> tuple[Extern, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Extern))
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        try:
+            instance = self.free.pop()
+        except IndexError:
+            instance = _Instance(self)
+        try:
+            return instance.run(args)
+        finally:
+            self.free.append(instance)
+
+    def __str__(self) -> str:
+        lines = [f"plan: {len(self.launches)} launches, {len(self.externs)} extern calls, arena {self.arena_bytes} bytes"]
+        for step in self.steps:
+            if isinstance(step, Launch):
+                lines.append(f"  {step.kernel.source.name}({', '.join(step.buffers)}) -> {', '.join(step.writes)}")
+            else:
+                lines.append(f"  extern {step}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class EagerPlan:
+    """A whole graph that runs in ATen, and why."""
+
+    gm: fx.GraphModule
+    reason: str
+    launches: tuple[Launch, ...] = ()
+
+    @property
+    def externs(self) -> tuple[Extern, ...]:
+        return tuple(
+            Extern(n.target, (), {}, (), False, self.reason, n.name)
+            for n in self.gm.graph.nodes if n.op == "call_function"
+        )  # fmt: skip
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        with torch.no_grad():
+            out = self.gm(*args)
+        args.clear()
+        return list(out)
+
+    def __str__(self) -> str:
+        return f"plan: the graph runs in ATen: {self.reason}"
+
+
+def make_plan(steps: Sequence[Launch | Extern], buffers: dict[str, BufferSpec], outputs: Sequence[Any],
+              packed: Sequence[PackedWeight], constants: dict[str, torch.Tensor], executor: Executor,
+              device: torch.device) -> ExecutionPlan:  # fmt: skip
+    """Lays out memory: buffers that reach an output are allocated per call, the rest share one arena."""
+    returned = dict.fromkeys(o.buffer for o in outputs if isinstance(o, TensorView))
+    specs = dict(buffers)
+    pools: list[OutputPool] = []
+    for name in returned:
+        spec = specs[name]
+        if spec.kind == "temporary":
+            specs[name] = BufferSpec(name, "output", spec.elements, spec.dtype, len(pools))
+            pools.append(OutputPool(spec.elements, TORCH_DTYPES[spec.dtype], device))
+    lives: dict[str, Life] = {}
+    for n, step in enumerate(steps):
+        for name in _touched(step):
+            spec = specs[name]
+            if spec.kind == "temporary":
+                first = lives[name].first if name in lives else n
+                lives[name] = Life(spec.nbytes, first, n)
+    arena, size = assign(lives)
+    return ExecutionPlan(tuple(steps), specs, tuple(outputs), tuple(packed), constants, executor, device, arena,
+                         size, tuple(pools))  # fmt: skip
+
+
+def _touched(step: Launch | Extern) -> list[str]:
+    if isinstance(step, Launch):
+        return list(step.buffers)
+    found: list[str] = []
+    _map((step.args, step.kwargs), lambda v: found.append(v.buffer))
+    return found + [r.buffer for r in step.results if r is not None]
+
+
+def _map(value: Any, fn: Any) -> Any:
+    """`value` with `fn` applied to each TensorView in nested tuples, lists and dicts."""
+    if isinstance(value, TensorView):
+        return fn(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(v, fn) for v in value)
+    if isinstance(value, dict):
+        return {k: _map(v, fn) for k, v in value.items()}
+    return value
+
+
+class _Instance:
+    """The part of a plan that one call writes to."""
+
+    def __init__(self, plan: ExecutionPlan) -> None:
+        self.plan = plan
+        self.storage = allocate(plan.arena_bytes, plan.device)
+        self.base = self.storage.data_ptr()
+        self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}
+        for name, tensor in plan.constants.items():
+            self.fixed[name] = tensor.data_ptr()
+        self.moving = [b for b in plan.buffers.values() if b.name not in self.fixed]
+        self.slot = {b.name: i for i, b in enumerate(self.moving)}
+        self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
+        self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
+        self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
+        self.packs = [(self.slot[p.name], p) for p in plan.packed]
+        self.segments = self.native_segments() if plan.executor.native else self.steps()
+
+    # ---- native launches: blocks are made once, addresses that move are written in before each run ----
+    def native_segments(self) -> list[Any]:
+        out: list[Any] = []
+        run: list[Launch] = []
+        for step in (*self.plan.steps, None):
+            if isinstance(step, Launch):
+                run.append(step)
+                continue
+            if run:
+                out.append(_Segment(self, run))
+                run = []
+            if step is not None:
+                out.append(step)
+        return out
+
+    def steps(self) -> list[Any]:
+        return list(self.plan.steps)
+
+    def run(self, args: list[Any]) -> list[Any]:
+        plan = self.plan
+        addresses = self.addresses
+        for slot, number in self.inputs:
+            addresses[slot] = args[number].data_ptr()
+        storages: dict[int, torch.UntypedStorage] = {}
+        for slot, pool in self.produced:
+            storage = plan.pools[pool].storage()
+            storages[slot] = storage
+            addresses[slot] = storage.data_ptr()
+        for slot, packed in self.packs:
+            addresses[slot] = self.packed_address(packed, args)
+        results: dict[str, torch.Tensor] = {}
+        for step in self.segments:
+            if isinstance(step, _Segment):
+                step.run(addresses)
+            elif isinstance(step, Extern):
+                self.extern(step, args, storages, results)
+            else:
+                tensors = [self.flat(name, args, storages, results) for name in step.buffers]
+                plan.executor.launch(step.kernel, tensors)
+        made = [self.output(o, args, storages, results) for o in plan.outputs]
+        args.clear()
+        return made
+
+    def packed_address(self, packed: PackedWeight, args: list[Any]) -> int:
+        spec = self.plan.buffers[packed.source]
+        source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
+        if source.is_inference():
+            raise UntrackedWeight(f"input {packed.source} is an inference tensor, which keeps no version")
+        key = (source.data_ptr(), source._version)
+        have = self.plan.weights.get(packed.name)
+        if have is None or have[0] != key:
+            have = (key, pack(source, packed.pack))
+            self.plan.weights[packed.name] = have
+        return have[1].data_ptr()
+
+    def flat(self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+        """A tensor whose data pointer is the buffer's, for executors that want tensors."""
+        spec = self.plan.buffers[name]
+        tensor = self.view(TensorView(name, spec.dtype, (1,), (1,)), args, storages, results)
+        return tensor.view(torch.int8) if tensor.dtype == torch.bool else tensor
+
+    def view(self, v: TensorView, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+        spec = self.plan.buffers[v.buffer]
+        if spec.kind == "input":
+            source = args[spec.number]
+        elif spec.kind == "constant":
+            source = self.plan.constants[v.buffer]
+        elif spec.kind == "extern":
+            source = results[v.buffer]
+        elif spec.kind == "packed":
+            return self.plan.weights[v.buffer][1]
+        else:
+            if spec.kind == "output":
+                storage, start = storages[self.slot[v.buffer]], 0
+            else:
+                storage, start = self.storage, self.plan.arena[v.buffer] // ITEMSIZE[v.dtype]
+            return tensor_on(storage, TORCH_DTYPES[v.dtype], v.shape, v.strides, start + v.offset)
+        if v.offset == 0 and source.shape == v.shape and source.stride() == v.strides:
+            return source
+        return torch.as_strided(source.detach(), v.shape, v.strides, source.storage_offset() + v.offset)
+
+    def extern(self, step: Extern, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> None:
+        get = lambda v: self.view(v, args, storages, results)  # noqa: E731
+        with torch.no_grad():
+            value = step.target(*_map(step.args, get), **_map(step.kwargs, get))
+        values = value if step.is_tuple else (value,)
+        for want, got in zip(step.results, values):
+            if want is None:
+                continue
+            if not isinstance(got, torch.Tensor):
+                continue
+            if got.layout == torch.strided and want.dtype in TORCH_DTYPES:
+                moved = got.stride() != want.strides and any(
+                    s > 1 and a != b for s, a, b in zip(got.shape, got.stride(), want.strides)
+                )
+                inside = got.untyped_storage().data_ptr() == self.base or any(
+                    got.untyped_storage().data_ptr() == s.data_ptr() for s in storages.values()
+                )
+                if moved or inside:
+                    own = torch.empty_strided(want.shape, want.strides, dtype=got.dtype, device=got.device)
+                    got = own.copy_(got)
+            results[want.buffer] = got
+            if want.buffer in self.slot and got.layout == torch.strided:
+                self.addresses[self.slot[want.buffer]] = got.data_ptr()
+
+    def output(self, out: Any, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> Any:
+        return self.view(out, args, storages, results) if isinstance(out, TensorView) else out
+
+
+class _Segment:
+    """Consecutive native launches. Their blocks lie in one array, so that all moving addresses are written at once."""
+
+    def __init__(self, owner: _Instance, launches: Sequence[Launch]) -> None:
+        plan, utils = owner.plan, owner.plan.executor.driver.utils
+        pieces, self.keep = [], []
+        where: list[int] = []
+        what: list[int] = []
+        starts: list[int] = []
+        at = 0
+        for launch in launches:
+            args = [owner.fixed.get(name, 0) for name in launch.buffers]
+            extra = _scratch(launch, utils)
+            block = utils.pack_block((launch.kernel.source.grid, 1, 1), args, launch.kernel.source.signature, **extra[0])
+            self.keep += [extra[1], launch.kernel.handle]
+            data = np.frombuffer(bytes(block), np.uint64)
+            starts.append(at)
+            for i, name in enumerate(launch.buffers):
+                if name in owner.slot:
+                    where.append(at + _HEADER_BYTES // 8 + i)
+                    what.append(owner.slot[name])
+            pieces.append(data)
+            at += len(data)
+        self.blocks = np.concatenate(pieces)
+        self.where, self.what = np.array(where, np.intp), np.array(what, np.intp)
+        base = self.blocks.ctypes.data
+        n = len(launches)
+        self.entries = (ctypes.c_void_p * n)(*(plan.executor.entry(x.kernel) for x in launches))
+        self.pointers = (ctypes.c_void_p * n)(*(base + 8 * s for s in starts))
+        self.count, self.call = n, utils.run_many
+
+    def run(self, addresses: np.ndarray) -> None:
+        self.blocks[self.where] = addresses[self.what]
+        self.call(self.count, self.entries, self.pointers)
+
+
+def _scratch(launch: Launch, utils: Any) -> tuple[dict[str, Any], Any]:
+    """Scratch memory of a kernel that needs it: threads x stride bytes, owned by this instance."""
+    need = int(getattr(launch.kernel.handle.metadata, "scratch_bytes", 0) or 0)
+    if not need:
+        return {}, None
+    stride = -(-need // 64) * 64
+    memory = allocate(stride * torch.get_num_threads(), torch.device("cpu"))
+    return {"scratch": memory.data_ptr(), "scratch_bytes": need}, memory
+
+
+def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
+    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
+    dtype = TORCH_DTYPES[layout.dtype]
+    with torch.no_grad():
+        matrix = torch.as_strided(source.detach(), (layout.k, *layout.n_shape), (layout.k_stride, *layout.n_strides),
+                                  source.storage_offset() + layout.offset).reshape(layout.k, layout.n)  # fmt: skip
+        tiles = math.ceil(layout.n / layout.block)
+        if tiles * layout.block == layout.n:
+            return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
+        out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
+        whole = layout.n // layout.block
+        out[:whole] = matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
+        out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
+    return out
+
+

@@ -1,0 +1,338 @@
+"""A tensor expression as numbers: what the search asks of it thousands of times.
+
+    footprint  bytes that one tile of every operand takes (capacity, F in the Roller paper)
+    traffic    bytes that all tiles together move through the level above (Q)
+
+Both follow from the affine index expressions by interval arithmetic. `Space` is made once per search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torchroller.device import DeviceSpec, Peak
+from torchroller.expr import Access, Affine, TensorExpr
+from torchroller.tile import RTile, ceil_div, padded
+
+# Vector instructions of one application, for fp32, of the polynomials that a compiler inlines; divisions and
+# roots count their reciprocal throughput. What matters is whether memory or arithmetic bounds a kernel.
+OP_WEIGHT: dict[str, float] = {
+    "acos": 18.0,
+    "argmax": 3.0,
+    "argmin": 3.0,
+    "asin": 18.0,
+    "atan": 16.0,
+    "cos": 14.0,
+    "div": 4.0,
+    "erf": 18.0,
+    "erfc": 20.0,
+    "exp": 10.0,
+    "exp2": 9.0,
+    "expm1": 14.0,
+    "fmod": 8.0,
+    "gelu": 20.0,
+    "log": 12.0,
+    "log10": 13.0,
+    "log1p": 14.0,
+    "log2": 12.0,
+    "pow": 24.0,
+    "reciprocal": 4.0,
+    "remainder": 8.0,
+    "rsqrt": 4.0,
+    "sigmoid": 14.0,
+    "silu": 15.0,
+    "sin": 14.0,
+    "softplus": 24.0,
+    "sqrt": 4.0,
+    "tan": 20.0,
+    "tanh": 16.0,
+    "welford": 6.0,
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One distinct access of a kernel in numeric form.
+
+    dims: per tensor dimension (length, ((axis number, |coefficient|), …), stride), innermost in memory first
+    passes: walks over it by a program that loops over the reduce axes; 0 for data outside the loop
+    side: "a" or "b" for what feeds the first or second argument of a dot, else ""
+    packed: stored tile by tile, so that a whole data tile is one run of memory
+    """
+
+    tensor: str
+    itemsize: int
+    dims: tuple[tuple[int, tuple[tuple[int, int], ...], int], ...]
+    axes: frozenset[int]
+    write: bool
+    passes: int
+    side: str
+    indirect: bool
+    packed: bool = False
+
+    def nbytes(self, e: Sequence[int]) -> int:
+        """Bytes of the data tile that a tile of extents `e` touches, clipped to the tensor."""
+        total = self.itemsize
+        for length, terms, _ in self.dims:
+            span = e[terms[0][0]] if len(terms) == 1 else _span(terms, e)
+            total *= span if span < length else length
+        return total
+
+    def run(self, e: Sequence[int], gap_bytes: int = 0) -> tuple[int, int]:
+        """One contiguous run of the data tile in memory: (useful bytes, bytes from first to last).
+
+        Places less than `gap_bytes` apart count as one run: a strided walk uses part of what it spans.
+        """
+        if self.packed:
+            return (self.nbytes(e),) * 2
+        useful = span = expected_stride = 1
+        for length, terms, stride in self.dims:
+            if length == 1:
+                continue
+            if stride != expected_stride:
+                break
+            points, reach = _run(terms, e, gap_bytes // self.itemsize)
+            useful *= min(points, length)
+            span *= min(reach, length)
+            if points < length:
+                break
+            expected_stride *= length
+        return useful * self.itemsize, span * self.itemsize
+
+    def charge(self, e: Sequence[int], transaction_bytes: int, overhead_bytes: int = 0) -> float:
+        """Bytes spent per useful byte when runs are moved in whole transactions, each run costing extra."""
+        useful, span = self.run(e, transaction_bytes)
+        return (padded(span, transaction_bytes) + overhead_bytes) / useful
+
+
+def _span(terms: tuple[tuple[int, int], ...], e: Sequence[int]) -> int:
+    """Distinct positions that an index visits: bounded by its interval and by the number of points."""
+    interval = points = 1
+    for axis, coefficient in terms:
+        interval += coefficient * (e[axis] - 1)
+        points *= e[axis]
+    return min(interval, points)
+
+
+def _run(terms: tuple[tuple[int, int], ...], e: Sequence[int], gap: int) -> tuple[int, int]:
+    """Positions of one dimension that lie at most `gap` apart: how many, and how far they reach."""
+    points = reach = 1
+    for axis, coefficient in terms:  # by rising coefficient
+        if e[axis] == 1:
+            continue
+        if coefficient > reach + gap:
+            break
+        points *= e[axis]
+        reach += coefficient * (e[axis] - 1)
+    return min(points, reach), reach
+
+
+class Space:
+    """Axes, operands, and which axes feed which side of a dot, by number instead of by name.
+
+    spatial, reduce, m_axes, n_axes: axis numbers; m_axes move only the first argument of the dot, n_axes
+    only the second. inner: axes along which some operand is contiguous. passes: dependent reductions, the
+    number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
+    per point of the whole space, and per spatial point.
+    """
+
+    def __init__(self, expr: TensorExpr, packed: Collection[str] = ()) -> None:
+        self.expr = expr
+        self._packed = frozenset(packed)
+        self.names = tuple(a.name for a in expr.axes)
+        self.extents = tuple(max(1, a.extent) for a in expr.axes)
+        self.is_reduce = tuple(a.kind == "reduce" for a in expr.axes)
+        self.spatial = tuple(i for i, r in enumerate(self.is_reduce) if not r)
+        self.reduce = tuple(i for i, r in enumerate(self.is_reduce) if r)
+        self.points = math.prod(self.extents)
+        self.flops = float(expr.flops())
+        self._number = {name: i for i, name in enumerate(self.names)}
+        self._varies, self._depth = expr.varies(), self._finished()
+        combining = [i for i, v in enumerate(expr.values) if v.kind in ("reduce", "dot")]
+        self.passes = max((self._depth[i] for i in combining), default=0)
+        self.operands = self._operands()
+        self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
+        self.staged = tuple(o for o in self.operands if o.side)
+        self.has_dot = bool(expr.dots)
+        self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
+        a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
+        b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
+        self.m_axes = tuple(i for i in self.spatial if i in a_axes - b_axes)
+        self.n_axes = tuple(i for i in self.spatial if i in b_axes - a_axes)
+        self.itemsize = max((o.itemsize for o in self.operands), default=4)
+        self.inner = frozenset(
+            axis
+            for o in self.operands
+            for length, terms, stride in o.dims
+            if stride == 1 and length > 1
+            for axis, coefficient in terms
+            if coefficient == 1
+        )
+        self.live_values = 1 + max(1, sum(1 for o in self.operands if o.axes and not o.write))
+        self.vector_ops, self.row_ops = self._instructions()
+        self._compute_dtype = self._find_compute_dtype()
+        self._peaks: dict[str, Peak] = {}
+
+    def peak(self, device: DeviceSpec) -> Peak:
+        """The device's peak for the type that this expression computes in."""
+        found = self._peaks.get(device.name)
+        if found is None:
+            found = self._peaks[device.name] = device.peak(self._compute_dtype)
+        return found
+
+    def tile(self, extents: Sequence[int]) -> RTile:
+        return RTile(self.names, tuple(extents))
+
+    def order(self, extents: Mapping[str, int]) -> list[int]:
+        """A mapping of axis name to extent as a list in axis order; axes left out take their whole length.
+
+        Raises ValueError for a name that is no axis of the expression.
+        """
+        unknown = sorted(set(extents) - set(self.names))
+        if unknown:
+            raise ValueError(f"{self.expr.name} has no axis {unknown}; its axes are {list(self.names)}")
+        return [extents.get(n, d) for n, d in zip(self.names, self.extents)]
+
+    def footprint(self, e: Sequence[int]) -> int:
+        """Bytes of every operand's tile at extents `e`: F."""
+        return sum(o.nbytes(e) for o in self.operands)
+
+    def traffic(self, e: Sequence[int], transaction_bytes: int = 1) -> float:
+        """Bytes that all tiles of extents `e` move, each reading its operands over the whole reduction: Q.
+
+        Contiguous runs shorter than a transaction are charged a whole one.
+        """
+        whole = [d if r else x for x, d, r in zip(e, self.extents, self.is_reduce)]
+        tiles = 1
+        for i in self.spatial:
+            tiles *= ceil_div(self.extents[i], e[i])
+        total = 0.0
+        for o in self.operands:
+            total += o.nbytes(whole) * o.charge(e, transaction_bytes)
+        return total * tiles
+
+    # -- reading the expression --------------------------------------------------------------------
+
+    def _finished(self) -> list[int]:
+        """Per value: how many reductions, one after the other, must be done before it is known."""
+        depth: list[int] = []
+        for v in self.expr.values:
+            gathered = [a.indirect for a in v.access.index if a.indirect is not None] if v.access else []
+            before = max((depth[i] for i in (*v.args, *gathered)), default=0)
+            depth.append(before + (v.kind in ("reduce", "dot")))
+        return depth
+
+    def _needs(self, start: int, through: bool = False) -> set[int]:
+        """Values that `start` is computed from, stopping at finished reductions unless `through`."""
+        seen: set[int] = set()
+        todo = [start]
+        while todo:
+            i = todo.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            value = self.expr.values[i]
+            if through or i == start or value.kind not in ("reduce", "dot"):
+                todo.extend(value.args)
+            if value.access is not None:
+                todo.extend(a.indirect for a in value.access.index if a.indirect is not None)
+        return seen
+
+    def _operands(self) -> tuple[Operand, ...]:
+        values, varies = self.expr.values, self._varies
+        loops: dict[int, set[int]] = {}  # value -> the loops over the reduce axes that need it
+        side: dict[int, str] = {}
+        for i, v in enumerate(values):
+            if v.kind not in ("reduce", "dot"):
+                continue
+            for j in self._needs(i) - {i}:
+                if varies[j]:
+                    loops.setdefault(j, set()).add(self._depth[i] - 1)
+            if v.kind == "dot":
+                for name, arg in zip("ab", v.args):
+                    for j in self._needs(arg):
+                        side.setdefault(j, name)
+        for w in self.expr.writes:
+            if varies[w.value]:
+                for j in self._needs(w.value):
+                    if varies[j]:
+                        loops.setdefault(j, set()).add(self.passes)
+        found: dict[tuple, Operand] = {}
+        for i, v in enumerate(values):
+            if v.access is not None:
+                self._add(found, self._operand(v.access, len(loops.get(i, ())), side.get(i, "")), v.access)
+        for w in self.expr.writes:
+            self._add(found, self._operand(w.access, int(varies[w.value]), "", write=True), w.access)
+        return tuple(found.values())
+
+    @staticmethod
+    def _add(found: dict[tuple, Operand], new: Operand, access: Access) -> None:
+        """Keep one operand per distinct access; the same data used twice is moved once."""
+        key = (new.tensor, new.dims, access.offset, tuple(a.offset for a in access.index), new.write)
+        old = found.get(key)
+        if old is not None:
+            new = replace(old, passes=max(old.passes, new.passes), side=old.side or new.side)
+        found[key] = new
+
+    def _operand(self, access: Access, passes: int, side: str, write: bool = False) -> Operand:
+        dims = []
+        for length, stride, index in zip(access.shape, access.strides, access.index):
+            if stride == 0:
+                continue  # an expanded dimension: every index is the same place
+            terms = self._terms(index)
+            if index.indirect is not None:
+                # One gathered row per point of the axes that the index value itself moves along.
+                terms = tuple((axis, 1) for axis in self._axes_of(index.indirect))
+            dims.append((max(1, length), terms, abs(stride)))
+        dims.sort(key=lambda d: (d[2], d[0]))
+        axes = frozenset(axis for _, terms, _ in dims for axis, _ in terms)
+        indirect = any(a.indirect is not None for a in access.index)
+        return Operand(
+            tensor=access.tensor,
+            itemsize=access.itemsize,
+            dims=tuple(dims),
+            axes=axes,
+            write=write,
+            passes=passes,
+            side=side,
+            indirect=indirect,
+            packed=access.tensor in self._packed,
+        )
+
+    def _terms(self, index: Affine) -> tuple[tuple[int, int], ...]:
+        """(axis number, |coefficient|) by rising coefficient."""
+        known = {n: index.coefficient(n) for n, _ in index.terms if n in self._number}
+        pairs = ((self._number[n], abs(c)) for n, c in known.items() if c)
+        return tuple(sorted(pairs, key=lambda t: (t[1], t[0])))
+
+    def _axes_of(self, value: int) -> list[int]:
+        axes = set()
+        for i in self._needs(value, through=True):
+            v = self.expr.values[i]
+            if v.axis in self._number:
+                axes.add(self._number[v.axis])
+            if v.access is not None:
+                axes |= {
+                    self._number[n] for a in v.access.index for n, c in a.terms if c and n in self._number
+                }
+        return sorted(axes)
+
+    def _instructions(self) -> tuple[float, float]:
+        full = row = 0.0
+        for i, v in enumerate(self.expr.values):
+            if v.kind not in ("call", "reduce"):
+                continue
+            weight = OP_WEIGHT.get(v.fn or "", 1.0)
+            if self._varies[i] or (v.kind == "reduce" and any(self._varies[j] for j in v.args)):
+                full += weight
+            else:
+                row += weight
+        return full, row
+
+    def _find_compute_dtype(self) -> str:
+        for v in self.expr.dots:
+            return self.expr.values[v.args[0]].dtype
+        floats = [v.dtype for v in self.expr.values if v.dtype.startswith(("float", "bfloat"))]
+        return floats[-1] if floats else "float32"

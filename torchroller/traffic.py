@@ -1,0 +1,172 @@
+"""What a tile moves: bytes leaving each memory level, counted from the tile alone.
+
+    DRAM      each tensor once, and again for every walk along a grid axis whose reuse distance
+              exceeds the shared cache
+    shared    (L3 of a CPU, L2 of a GPU) the operand tiles of every program; a loop that walks its
+              data several times repeats when no private cache holds it
+    private   (L2 and L1 of a core) operands per reduction step, panels and accumulators that spill
+    scratch   (shared memory of a GPU) what warps read, given how they split the tile
+
+`Tiled` holds everything about a tile that does not depend on warps and stages, so that several launches
+of one tile share the work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torchroller.device import DeviceSpec
+from torchroller.space import Space
+from torchroller.tile import ceil_div, next_pow2
+
+CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
+_UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+_MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
+_SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
+
+
+class Tiled:
+    """A tile of a space: block extents of spatial axes and steps of reduce axes, with derived sizes.
+
+    step_bytes, program_bytes: per operand, the data of one reduction step and of a whole program
+    """
+
+    def __init__(self, space: Space, device: DeviceSpec, e: Sequence[int]) -> None:
+        self.space, self.device, self.e = space, device, e
+        extents = space.extents
+        self.whole = [extents[i] if r else e[i] for i, r in enumerate(space.is_reduce)]
+        self.grid = self.steps = self.block = self.inner = 1
+        for i in space.spatial:
+            self.grid *= ceil_div(extents[i], e[i])
+            self.block *= e[i]
+        for i in space.reduce:
+            trips = ceil_div(extents[i], e[i])
+            self.steps *= trips
+            self.inner *= trips * e[i]
+        self.step_bytes = [o.nbytes(e) for o in space.operands]
+        self.program_bytes = [o.nbytes(self.whole) for o in space.operands]
+        self.once = sum(self.program_bytes)
+        self.looped = self.walked = 0
+        self.a = self.b = self.staged_elements = 0
+        for o, step, whole in zip(space.operands, self.step_bytes, self.program_bytes):
+            self.walked += whole * max(1, o.passes)
+            if o.passes:
+                self.looped += whole
+            if o.side == "a":
+                self.a += step
+            elif o.side == "b":
+                self.b += step
+        self.m = math.prod(e[i] for i in space.m_axes)
+        self.n = math.prod(e[i] for i in space.n_axes)
+        self.rounds = ceil_div(self.grid, device.units)
+
+    @property
+    def accumulator_bytes(self) -> int:
+        return 4 * self.block if self.space.has_dot else 0
+
+
+def register_block(t: Tiled) -> tuple[int, int]:
+    """Rows and columns of the CPU micro-kernel for a block: most accumulators, then most rows."""
+    lanes = t.device.lanes(4)
+    best, best_key = (1, lanes), (0, 0)
+    for rows, vectors in t.device.micro_kernels:
+        key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
+        if key > best_key:
+            best, best_key = (rows, vectors * lanes), key
+    return min(best[0], t.m), min(best[1], max(lanes, t.n))
+
+
+def wave_tile(t: Tiled, occupancy: int) -> list[int]:
+    """The part of the space that all units hold at one time, in the order emitters number programs.
+
+    Programs count along the last axis first; a contraction on a GPU takes `raster_group` rows together.
+    """
+    space, device = t.space, t.device
+    wave = list(t.whole)
+    left = device.units * occupancy
+    order = list(reversed(space.spatial))
+    if device.raster_group > 1 and space.m_axes and space.n_axes:
+        rows = space.m_axes[-1]
+        take = max(1, min(device.raster_group, left, ceil_div(space.extents[rows], t.e[rows])))
+        wave[rows], left = take * t.e[rows], left // take
+        order.remove(rows)
+    for i in order:
+        take = max(1, min(left, ceil_div(space.extents[i], t.e[i])))
+        wave[i], left = take * t.e[i], left // take
+    return wave
+
+
+def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
+    """Bytes that leave the shared cache, and bytes that leave DRAM, for the whole kernel."""
+    space, device = t.space, t.device
+    private = device.private_levels[0].capacity_bytes if device.is_cpu and device.private_levels else 0
+    walks_again = t.steps > 1 and t.looped > private
+    cache = device.shared_levels[-1] if device.shared_levels else None
+    capacity = CACHE_SHARE * (cache.capacity_bytes if cache else private * device.units)
+    walks_dram = walks_again and t.looped * device.units * occupancy > capacity
+    wave = wave_tile(t, occupancy)
+    crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
+    far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
+    dram_level = device.dram
+    shared = dram = 0.0
+    for o, program, total in zip(space.operands, t.program_bytes, space.total_bytes):
+        walks = max(1, o.passes)
+        if cache is not None:
+            charge = o.charge(t.e, cache.transaction_bytes, cache.run_overhead_bytes)
+            shared += t.grid * program * charge * (walks if walks_again else 1)
+        again = walks if walks_dram else 1
+        for i in far:
+            if i not in o.axes:
+                again *= ceil_div(space.extents[i], wave[i])
+        dram += total * o.charge(t.e, dram_level.transaction_bytes, dram_level.run_overhead_bytes) * again
+    return shared, dram
+
+
+def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
+    """Bytes touched between two uses of the same data along `axis`: inner axes run through completely."""
+    reach = list(wave)
+    for i in t.space.spatial:
+        if i > axis:
+            reach[i] = t.space.extents[i]
+    return float(sum(o.nbytes(reach) for o in t.space.operands))
+
+
+def cache_bytes(t: Tiled) -> list[float]:
+    """Bytes that leave each private cache of a core during one program, outermost level first."""
+    levels = t.device.private_levels
+    if not t.space.has_dot:
+        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
+        inside = [lv.capacity_bytes for lv in levels[1:]] + [0]
+        return [float(t.walked if t.looped > capacity else t.once) for capacity in inside]
+    rows, cols = register_block(t)
+    outside = t.once - (t.a + t.b) * t.steps  # operands of the epilogue, and the result
+    accumulators = t.accumulator_bytes
+    row_panels, column_panels = ceil_div(t.m, rows), ceil_div(t.n, cols)
+    moved = []
+    for level in levels[1:]:
+        # Columns are the outer loop: a panel of B meets all rows, then A comes again for the next panel.
+        # What the next level keeps meanwhile comes once.
+        room = CACHE_SHARE * level.capacity_bytes
+        a = t.a if t.a + t.b // column_panels <= room else t.a * column_panels
+        b = t.b if t.b // column_panels + t.a // row_panels <= room else t.b * row_panels
+        spill = 2 * accumulators if accumulators + t.a + t.b > level.capacity_bytes else 0
+        moved.append(float((a + b + spill) * t.steps + outside))
+    # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
+    # accumulators go in and out, and B is read and written once more to be packed.
+    pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
+    per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
+    return [*moved, float(per_step * t.steps + outside)]
+
+
+def scratch_traffic(t: Tiled, num_warps: int) -> float:
+    """Bytes through shared memory of one GPU program: operands written once, read per warp row and column."""
+    if not t.space.has_dot:
+        return 0.0
+    rows = t.space.peak(t.device).instruction[0]
+    if rows >= _SCRATCH_FED_M:
+        read_a, read_b = ceil_div(t.n, _MATRIX_UNIT_N), ceil_div(t.m, rows)
+    else:
+        down = min(num_warps, next_pow2(max(1, round(math.sqrt(num_warps * t.m / t.n)))))
+        read_a, read_b = num_warps // down, down
+    return float((t.a * (1 + read_a) + t.b * (1 + read_b)) * t.steps)

@@ -1,0 +1,414 @@
+"""tl.dot: packed, register-blocked matrix products.
+
+    C[M, N] += A[M, K] B[K, N]      C lives in a buffer, in place in the one that a loop carries
+
+A is read where it lies when its address is linear, B when its rows are short runs; otherwise they are packed: B into
+panels [N / NR][K][NR], which also applies whatever computes them (casts, masks, a fused prologue).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torchroller.triton_cpu.errors import UnsupportedOperation
+from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering import microkernel as mk
+from torchroller.triton_cpu.lowering.batched_dot import batches, is_row_major
+from torchroller.triton_cpu.lowering.code import Operand
+from torchroller.triton_cpu.lowering.control import _reads
+from torchroller.triton_cpu.lowering.elementwise import convert
+from torchroller.triton_cpu.lowering.evaluate import Evaluator
+from torchroller.triton_cpu.lowering.function import Lowering, handles
+from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
+from torchroller.triton_cpu.lowering.transpose import transpose_block
+from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Tensor
+from torchroller.triton_cpu.ttir import Op, Value
+
+# Rows of B at most this far apart (in elements) are read in place: they share pages and cache sets well.
+_NEAR_ROWS = 256
+# With fewer rows of A than this, packing B costs more than it saves.
+_FEW_ROWS = 16
+
+
+# dpbf16ps at the rate of fma, so twice its products. Intel's cores issue one every other cycle: there, widening to
+# f32 is faster (measured on Emerald Rapids: 84 GFLOP/s a core with dpbf16ps, 150 with fma) and rounds less.
+_FAST_BF16 = ("znver",)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type)."""
+
+    pointer: str
+    row: Operand
+    step: Operand
+
+
+def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str] | None:
+    """How elements of these types are multiplied here, and the element type that the operands are brought to."""
+    wide = ev.vector_bits == 512
+    if a != b and not (lt.is_float8(a) and lt.is_float8(b)):
+        return None
+    if (
+        a == "bf16"
+        and wide
+        and "avx512bf16" in ev.features
+        and ev.arch.startswith(_FAST_BF16)
+        and acc == "f32"
+    ):
+        return mk.BF16, "bf16"
+    if a == "i8" and wide and "avx512vnni" in ev.features and acc == "i32":
+        return mk.VNNI, "i8"
+    if lt.is_float8(a) and acc in ("f32", "f16"):
+        return mk.F32, "f32"
+    if a in ("f16", "bf16", "f32") and acc in ("f32", "f16", "bf16"):
+        return mk.F32, "f32"
+    if a == "f64" and acc == "f64":
+        return mk.F64, "f64"
+    if lt.is_int(a) and acc == "i32":
+        return mk.I32, "i32"
+    return None
+
+
+@handles("tt.dot")
+def dot(low: Lowering, op: Op) -> None:
+    ev = low.ev
+    a, b, c = (low.tensor(v) for v in op.operands)
+    found = product_of(ev, a.elem, b.elem, c.elem)
+    if found is None:
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"{a.elem} x {b.elem} accumulated in {c.elem}"
+        )
+    product, elem = found
+    if product.step > a.shape[-1]:
+        product, elem = (mk.F32, "f32") if product is mk.BF16 else (mk.I32, "i32")
+    acc_elem = {"float": "f32", "double": "f64", "i32": "i32"}[product.acc]
+    wide_c = c if c.elem == acc_elem else cast(c, acc_elem)
+    buffer = accumulator(low, op, wide_c)
+    if not is_row_major(buffer):
+        buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, acc_elem, buffer.shape))
+    a, b = cast(a, elem), cast(b, elem)
+    if len(a.shape) == 3:
+        batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z))
+    else:
+        versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer))
+    result = stored(buffer)
+    low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))
+
+
+def cast(t: Tensor, elem: str) -> Tensor:
+    """The tensor in another element type, lazily."""
+    if t.elem == elem:
+        return t
+
+    def emit(ev: Evaluator, args: list[str], lanes: int | None) -> str:
+        if lt.is_float(elem):
+            return convert(ev, args[0], t.elem, elem, lanes)
+        return ev.code.let(f"sext {lt.typed(t.elem, lanes)} {args[0]} to {lt.typed(elem, lanes)}")
+
+    return Elementwise(t.shape, elem, name="cast", args=(t,), emit=emit)
+
+
+def accumulator(low: Lowering, op: Op, c: Tensor) -> Buffer:
+    """Where C is accumulated: in place in the buffer of a loop-carried value that nothing else reads."""
+    value = op.operands[2]
+    if c.buffer is not None and _single_use(low, value) and c.buffer.pointer in low.carried:
+        return c.buffer
+    if c.buffer is None and _single_use(low, value):
+        for pointer, (arg, buffer) in low.carried.items():
+            if buffer.shape == c.shape and buffer.elem == c.elem and _only_path(low, value, arg):
+                if _reads(low.ev, c, buffer) == "here" and pointer == buffer.pointer:
+                    return materialise(low.ev, c, into=buffer)
+    return materialise(low.ev, c)
+
+
+def _only_path(low: Lowering, value: Value, arg: Value) -> bool:
+    """Whether nothing but `value` is computed from `arg`: updating in place then changes nothing else."""
+
+    def depends(v: Value) -> bool:
+        return v is arg or (v.op is not None and any(depends(o) for o in v.op.operands))
+
+    def alone(v: Value) -> bool:
+        if not depends(v):
+            return True
+        return _single_use(low, v) and (v is arg or all(alone(o) for o in v.op.operands))  # type: ignore[union-attr]
+
+    return depends(value) and alone(value)
+
+
+def _single_use(low: Lowering, v: Value) -> bool:
+    return low.use_counts.get(v, 0) == 1
+
+
+def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> None:
+    ev, code = low.ev, low.code
+    m, k = a.shape
+    n = b.shape[1]
+    lanes = min(ev.vector_bits // (64 if p.acc == "double" else 32), n)
+    rows, vectors = _block(ev, m, n, lanes)
+    if p.kind in ("bf16", "vnni") and lanes != 16:
+        p, a, b = (mk.F32, cast(a, "f32"), cast(b, "f32")) if p.kind == "bf16" else (
+            mk.I32, cast(a, "i32"), cast(b, "i32"))  # fmt: skip
+    left = _in_place(ev, a, p.step) or _pack_rows(low, p, a)
+    panels = vectors * lanes
+    compensation = None
+    in_place = _panel_in_place(ev, b, m) if p.step == 1 else None
+    if in_place is not None:
+        b_pointer, b_row, b_panel = in_place.pointer, in_place.step, panels
+    else:
+        b_pointer = _pack_panels(low, p, b, vectors, lanes)
+        b_row, b_panel = panels, (k // p.step) * panels
+        if p.kind == "vnni":
+            compensation = _compensate
+    shape = mk.Shape(rows, vectors, lanes, k)
+    step = left.step if isinstance(left.step, int) else None
+    unroll = code.unroll_metadata(4) if k // p.step >= 4 else code.unroll_metadata(1)
+
+    def kernel(prefetch: bool) -> str:
+        symbol, text, declared = mk.function(p, shape, step, prefetch)
+        for d in declared:
+            code.declare(d, d)
+        code.declare(symbol, text.replace("!UNROLL", f"!{unroll}"))
+        return symbol
+
+    size = "float" if p.acc == "float" else p.acc
+
+    def block(column: Operand, row: Operand, symbol: str) -> None:
+        a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
+        panel = code.mul(column, b_panel // panels) if isinstance(b_panel, int) else column
+        b_at = _advance(ev, b_pointer, size, panel)
+        c_at = _advance(ev, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
+        extra = ""
+        if in_place is not None:
+            # columns are `panels` wide; the next k block of the whole tile lies k * b_row ahead
+            share = (k * panels * 4 * rows) // m
+            tile = code.add(code.mul(code.mul(b_row, k), 4), code.mul(code.mul(column, k), 4))
+            ahead = _advance(ev, b_pointer, "i8", code.add(tile, code.mul(row, share // rows)))
+            extra = f", ptr {ahead}, i64 {max(1, panels * 4 * rows // m)}"
+        code.line(
+            f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "
+            f"ptr {c_at}, i64 {c.strides[0]}{extra})"
+        )
+
+    def column(index: Operand) -> None:
+        if compensation is not None:
+            compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
+        # the first strip asks for the B of the next iteration over k, which follows in memory where B is packed
+        code.loop(m, lambda r: block(index, r, kernel(in_place is not None)), step=rows)
+
+    code.loop(n, column, step=panels)
+
+
+def _advance(ev: Evaluator, pointer: str, type: str, offset: Operand) -> str:
+    return pointer if offset == 0 else ev.code.let(f"getelementptr {type}, ptr {pointer}, i64 {offset}")
+
+
+def _block(ev: Evaluator, m: int, n: int, lanes: int) -> tuple[int, int]:
+    """Rows and vectors of the register block: 16 accumulators of 32 registers, 8 of 16 on AVX2."""
+    budget = 16 if ev.vector_bits == 512 else 8
+    width = n // lanes
+    rows = min(m, 8 if ev.vector_bits == 512 else 4)
+    vectors = min(width, budget // rows)
+    if m <= 2:
+        vectors = min(width, 8)
+    return rows, vectors
+
+
+def _linear_load(ev: Evaluator, t: Tensor):
+    """(form, pointer type) of a plain load whose address is linear and that needs no mask in this version."""
+    if not isinstance(t, Load) or t.buffer is not None or t.volatile:
+        return None
+    if t.mask is not None and not (ev.mode.masks and ev.all_true(t.mask) is not None):
+        return None
+    form = t.pointer.linear(ev, ev.mode.forms)
+    if form.pointer is None or t.pointer.buffer is not None:
+        return None
+    return form
+
+
+def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
+    """A where it lies. Pairs and quads need consecutive k."""
+    if a.buffer is not None:
+        strides = a.buffer.strides
+        if step > 1 and strides[1] != 1:
+            return None
+        if step > 1:  # rows of packed elements: count in units of the packed type
+            return Strip(a.buffer.pointer, strides[0] // step, 1) if a.elem == "bf16" else None
+        return Strip(a.buffer.pointer, strides[0], strides[1])
+    form = _linear_load(ev, a)
+    if form is None or form.terms:
+        return None
+    if step > 1:
+        if (
+            a.elem != "bf16"
+            or form.strides[1] != 1
+            or not isinstance(form.strides[0], int)
+            or form.strides[0] % step
+        ):
+            return None
+        pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
+        return Strip(pointer, form.strides[0] // step, 1)
+    pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
+    return Strip(pointer, form.strides[0], form.strides[1])
+
+
+def _panel_in_place(ev: Evaluator, b: Tensor, m: int) -> Strip | None:
+    """B where it lies: rows are contiguous, and either close together or used too little to be worth packing."""
+    if b.buffer is not None:
+        ok = b.buffer.strides[1] == 1
+        return Strip(b.buffer.pointer, 0, b.buffer.strides[0]) if ok else None
+    form = _linear_load(ev, b)
+    if form is None or form.terms or form.strides[1] != 1:
+        return None
+    near = isinstance(form.strides[0], int) and abs(form.strides[0]) <= _NEAR_ROWS
+    if not near and m > _FEW_ROWS:
+        return None
+    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), 0, form.strides[0])
+
+
+def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> Strip:
+    """A as a row-major copy; int8 becomes unsigned by flipping the sign bit, which `_compensate` takes back."""
+    ev, k = low.ev, a.shape[1]
+    source = a
+    if p.kind == "vnni":
+
+        def flip(ev: Evaluator, args: list[str], lanes: int | None) -> str:
+            sign = lt.constant("-128", "i8", lanes)
+            return ev.code.let(f"xor {lt.typed('i8', lanes)} {args[0]}, {sign}")
+
+        source = Elementwise(a.shape, "i8", name="flip sign", args=(a,), emit=flip)
+    buffer = new_buffer(low.code, source.elem, a.shape)
+    materialise_current(ev, source, buffer)
+    return Strip(buffer.pointer, k // p.step, 1)
+
+
+def materialise_current(ev: Evaluator, t: Tensor, buffer: Buffer) -> None:
+    """Fill a row-major buffer within the current version, transposing in registers where the source asks for it."""
+    from torchroller.triton_cpu.lowering.nests import over_tile, vector_dim
+
+    vdim = vector_dim(ev, t.shape, [identity(t)])
+    if vdim == 0 and len(t.shape) == 2 and _transposable(ev, t):
+        _fill_transposed(ev, t, lambda row, col, value, lanes: ev.store_buffer(
+            buffer, Place((row, col), 1, lanes), value))  # fmt: skip
+        return
+    over_tile(ev, t.shape, vdim, lambda place: ev.store_buffer(buffer, place, ev.at(t, place)))
+
+
+def _transposable(ev: Evaluator, t: Tensor) -> bool:
+    return all(n % ev.lanes == 0 for n in t.shape) and t.elem in ("f32", "i32")
+
+
+def _fill_transposed(ev: Evaluator, t: Tensor, put: Callable[[Operand, Operand, str, int], None]) -> None:
+    """Evaluate along dimension 0, hand out vectors along dimension 1."""
+    code, lanes = ev.code, ev.lanes
+
+    def block(row: Operand) -> None:
+        def inner(col: Operand) -> None:
+            columns = [ev.at(t, Place((row, code.add(col, j)), 0, lanes)) for j in range(lanes)]
+            for i, vector in enumerate(transpose_block(code, columns, lanes, lt.scalar(t.elem))):
+                put(code.add(row, i), col, vector, lanes)
+
+        code.loop(t.shape[1], inner, step=lanes)
+
+    code.loop(t.shape[0], block, step=lanes)
+
+
+def _pack_panels(low: Lowering, p: mk.Product, b: Tensor, vectors: int, lanes: int) -> str:
+    """B as [N / NR][K / step][NR][step]."""
+    from torchroller.triton_cpu.lowering.nests import vector_dim
+
+    ev, code = low.ev, low.code
+    k, n = b.shape
+    width = vectors * lanes
+    packed = new_buffer(code, b.elem, (n // width, k // p.step, width * p.step))
+    if (
+        p.step == 1
+        and vector_dim(ev, b.shape, [identity(b)]) == 0
+        and _transposable(ev, b)
+        and lanes == ev.lanes
+    ):
+
+        def put(row: Operand, col: Operand, value: str, count: int) -> None:
+            panel = code.let(f"udiv i64 {col}, {width}") if isinstance(col, str) else col // width
+            within = code.let(f"urem i64 {col}, {width}") if isinstance(col, str) else col % width
+            ev.store_buffer(packed, Place((panel, row, within), 2, count), value)
+
+        _fill_transposed(ev, b, put)
+        return packed.pointer
+
+    def panel(index: Operand) -> None:
+        def steps(row: Operand) -> None:
+            for v in range(vectors):
+                col = code.add(code.mul(index, width), v * lanes)
+                first = code.mul(row, p.step)
+                parts = [ev.at(b, Place((code.add(first, s), col), 1, lanes)) for s in range(p.step)]
+                value, count = _interleave(ev, parts, lanes, lt.scalar(b.elem))
+                ev.store_buffer(packed, Place((index, row, v * count), 2, count), value)
+
+        code.loop(k // p.step, steps)
+
+    code.loop(n // width, panel)
+    return packed.pointer
+
+
+def _interleave(ev: Evaluator, parts: list[str], lanes: int, type: str) -> tuple[str, int]:
+    """Element 0 of every part, then element 1 of every part, …"""
+    code = ev.code
+    if len(parts) == 1:
+        return parts[0], lanes
+    if len(parts) == 4:
+        low, count = _concat(ev, parts[0], parts[1], lanes, type)
+        high, _ = _concat(ev, parts[2], parts[3], lanes, type)
+        order = [s * lanes + i for i in range(lanes) for s in range(4)]
+        mask = ", ".join(f"i32 {x}" for x in order)
+        v = f"<{count} x {type}>"
+        return code.let(f"shufflevector {v} {low}, {v} {high}, <{4 * lanes} x i32> <{mask}>"), 4 * lanes
+    order = [s * lanes + i for i in range(lanes) for s in range(2)]
+    mask = ", ".join(f"i32 {x}" for x in order)
+    v = f"<{lanes} x {type}>"
+    return code.let(f"shufflevector {v} {parts[0]}, {v} {parts[1]}, <{2 * lanes} x i32> <{mask}>"), 2 * lanes
+
+
+def _concat(ev: Evaluator, a: str, b: str, lanes: int, type: str) -> tuple[str, int]:
+    mask = ", ".join(f"i32 {x}" for x in range(2 * lanes))
+    v = f"<{lanes} x {type}>"
+    return ev.code.let(f"shufflevector {v} {a}, {v} {b}, <{2 * lanes} x i32> <{mask}>"), 2 * lanes
+
+
+def _compensate(low: Lowering, column: Operand, b: str, b_row: Operand, k: int, c: Buffer, vectors: int, lanes: int,
+                rows: int) -> None:  # fmt: skip
+    """C[:, panel] -= 128 * column sums of B: A was made unsigned by adding 128."""
+    code = low.code
+    vec, quads = f"<{lanes} x i32>", "<64 x i8>"
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    code.declare(
+        f"declare {vec} @{name}({vec}, {quads}, {quads})", f"declare {vec} @{name}({vec}, {quads}, {quads})"
+    )
+    width = vectors * lanes
+    base = _advance(low.ev, b, "i32", code.mul(column, k // 4))
+    sums = [code.alloca(vec) for _ in range(vectors)]
+    for s in sums:
+        code.line(f"  store {vec} zeroinitializer, ptr {s}")
+
+    def step(row: Operand) -> None:
+        for v, s in enumerate(sums):
+            where = _advance(low.ev, base, "i32", code.add(code.mul(row, width), v * lanes))
+            loaded = code.let(f"load {quads}, ptr {where}, align 4")
+            old = code.let(f"load {vec}, ptr {s}")
+            ones = lt.constant("-128", "i8", 64)
+            new = code.let(f"call {vec} @{name}({vec} {old}, {quads} {ones}, {quads} {loaded})")
+            code.line(f"  store {vec} {new}, ptr {s}")
+
+    code.loop(k // 4, step)
+    totals = [code.let(f"load {vec}, ptr {s}") for s in sums]
+
+    def subtract(row: Operand) -> None:
+        for v, total in enumerate(totals):
+            at = code.add(code.add(code.mul(row, c.strides[0]), column), v * lanes)
+            where = _advance(low.ev, c.pointer, "i32", at)
+            old = code.let(f"load {vec}, ptr {where}, align 4")
+            new = code.let(f"sub {vec} {old}, {total}")
+            code.line(f"  store {vec} {new}, ptr {where}, align 4")
+
+    code.loop(rows, subtract)

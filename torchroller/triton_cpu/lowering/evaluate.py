@@ -1,0 +1,315 @@
+"""Evaluates tensors at places: memoised, hoisted to the outermost loop level that its coordinates allow.
+
+Contiguity decides how memory is touched: a vector load where the innermost stride is proved to be one, a scalar load
+and a broadcast where nothing moves along the vector, a gather otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.code import Code, Operand
+from torchroller.triton_cpu.lowering.values import Buffer, Dims, Linear, Load, Place, Splat, Stored, Tensor
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What holds in the version of a loop nest being written: guarded linear forms; all-true masks."""
+
+    forms: bool = False
+    masks: bool = False
+
+
+class Evaluator:
+    """Writes the code for tensors at places into a `Code`."""
+
+    def __init__(
+        self,
+        code: Code,
+        vector_bits: int,
+        cpu_features: frozenset[str],
+        fusion: bool = True,
+        arch: str = "",
+    ) -> None:
+        self.code = code
+        self.arch = arch
+        self.vector_bits = vector_bits
+        self.features = cpu_features
+        self.fusion = fusion  # whether a * b + c may become one fma
+        self.mode = Mode()
+        self.write_through: dict[Tensor, Buffer] = {}
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a full vector of 32-bit elements."""
+        return self.vector_bits // 32
+
+    # ---- values ----------------------------------------------------------------------------------------------
+    def at(self, t: Tensor, place: Place) -> str:
+        """The value of `t` at `place`: a scalar, or a vector of `place.lanes` where the place has a vector dim."""
+        if place.vdim is not None and place.vdim not in t.varies:
+            scalar = self.at(t, place.scalar())
+            level = self.code.depth(*(place.coords[d] for d in t.varies))
+            key = ("splat", scalar, t.elem, place.lanes)
+            return self.remember(key, level, lambda: lt.splat(self.code, scalar, t.elem, place.lanes))
+        varies = t.varies
+        coords = tuple(c if d in varies else 0 for d, c in enumerate(place.coords))
+        place = Place(coords, place.vdim, place.lanes)
+        return self.remember((t, place), self.code.depth(*coords), lambda: self.fresh(t, place))
+
+    def remember(self, key: object, level: int, make: Callable[[], str]) -> str:
+        level = min(level, self.code.level)
+        for scope in self.code.scopes[: level + 1]:
+            if key in scope.memo:
+                return scope.memo[key]
+        with self.code.at_level(level):
+            value = make()
+        self.code.scopes[level].memo[key] = value
+        return value
+
+    def fresh(self, t: Tensor, place: Place) -> str:
+        if t.buffer is not None:
+            return self.load_buffer(t.buffer, place)
+        if isinstance(t, Splat):
+            return t.value
+        value = self.computed(t, place)
+        if t in self.write_through:
+            self.store_buffer(self.write_through[t], place, value)
+        return value
+
+    def computed(self, t: Tensor, place: Place) -> str:
+        if lt.is_int(t.elem) and t.elem != "i1":
+            form = t.linear(self, self.mode.forms)
+            if form.affine and form.pointer is None:
+                return self.from_linear(t, form, place)
+        return t.compute(self, place)
+
+    def from_linear(self, t: Tensor, form: Linear, place: Place) -> str:
+        """An integer tensor from its affine form."""
+        code, type = self.code, lt.scalar(t.elem)
+        position = self.position(form, place)
+        if isinstance(position, str) and type != "i64":
+            position = code.let(f"trunc i64 {position} to {type}")
+        if place.vdim is None:
+            return str(position)
+        stride = form.strides[place.vdim]
+        if isinstance(stride, int):
+            steps = lt.iota(type, place.lanes, stride)
+        else:
+            narrow = stride if type == "i64" else code.let(f"trunc i64 {stride} to {type}")
+            wide = lt.splat(code, narrow, t.elem, place.lanes)
+            steps = code.let(f"mul <{place.lanes} x {type}> {wide}, {lt.iota(type, place.lanes)}")
+        if position == 0:
+            return steps
+        base = lt.splat(code, str(position), t.elem, place.lanes)
+        return code.let(f"add <{place.lanes} x {type}> {base}, {steps}")
+
+    def position(self, form: Linear, place: Place, terms: Iterable[Tensor] | None = None) -> Operand:
+        """Scalar i64 position of the first lane: base + coordinates * strides + the given scalar terms."""
+        code, total = self.code, form.base
+        for coordinate, stride in sorted(zip(place.coords, form.strides), key=lambda p: code.depth(p[0])):
+            level = min(max(code.depth(coordinate), code.depth(total)), code.level)
+            with code.at_level(level):
+                total = code.add(total, code.mul(coordinate, stride))
+        for term in form.terms if terms is None else terms:
+            total = code.add(total, self.as_i64(term, place.scalar()))
+        return total
+
+    def as_i64(self, term: Tensor, place: Place) -> str:
+        value = self.at(term, place)
+        if lt.scalar(term.elem) == "i64":
+            return value
+        type = lt.typed(term.elem, place.width)
+        wide = "i64" if place.width is None else f"<{place.width} x i64>"
+        return self.code.let(f"sext {type} {value} to {wide}")
+
+    # ---- addresses -------------------------------------------------------------------------------------------
+    def address(self, pointer: Tensor, elem: str, place: Place) -> tuple[str, str]:
+        """(kind, operand): "run" a pointer to consecutive elements, "same" one pointer for all lanes,
+        "each" a vector of pointers; without a vector dimension always "same"."""
+        code = self.code
+        if pointer.buffer is not None:
+            value = self.at(pointer, place)
+            return ("same" if place.vdim is None or place.vdim not in pointer.varies else "each", value)
+        form = pointer.linear(self, self.mode.forms)
+        if form.pointer is None:  # pointers out of memory, or selected
+            if place.vdim is None or place.vdim not in pointer.varies:
+                return "same", self.at(pointer, place.scalar())
+            return "each", pointer.compute(self, place)
+        moving = [t for t in form.terms if place.vdim in t.varies]
+        still = [t for t in form.terms if place.vdim not in t.varies]
+        position = self.position(form, place, still)
+        type = lt.storage(elem)
+        first = form.pointer
+        if position != 0:
+            first = code.let(f"getelementptr {type}, ptr {form.pointer}, i64 {position}")
+        if place.vdim is None:
+            return "same", first
+        stride = form.strides[place.vdim]
+        if not moving and stride == 0:
+            return "same", first
+        if not moving and stride == 1:
+            return "run", first
+        wide = f"<{place.lanes} x i64>"
+        offsets = None
+        if isinstance(stride, int):
+            offsets = lt.iota("i64", place.lanes, stride) if stride else None
+        else:
+            spread = lt.splat(code, stride, "i64", place.lanes)
+            offsets = code.let(f"mul {wide} {spread}, {lt.iota('i64', place.lanes)}")
+        for term in moving:
+            more = self.as_i64(term, place)
+            offsets = more if offsets is None else code.let(f"add {wide} {offsets}, {more}")
+        return "each", code.let(f"getelementptr {type}, ptr {first}, {wide} {offsets}")
+
+    def load(self, t: Load, place: Place) -> str:
+        """Read memory for a load at a place, under its mask in the current mode."""
+        code, lanes = self.code, place.width
+        kind, where = self.address(t.pointer, t.elem, place)
+        mask = None
+        if t.mask is not None and not (self.mode.masks and self.all_true(t.mask) is not None):
+            mask = self.at(t.mask, place)
+        other = self.at(t.other, place) if t.other is not None else None
+        return self.read(t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
+
+    def read(self, elem: str, kind: str, where: str, mask: str | None, other: str | None, lanes: int | None,
+             *, volatile: bool = False) -> str:  # fmt: skip
+        code, memory, align = self.code, lt.storage(elem), lt.size_bytes(elem)
+        if lanes is None or kind == "same":
+            scalar_mask, scalar_other = mask, other
+            if lanes is not None and mask is not None:  # one address, lanes masked: read if any lane wants it
+                scalar_mask = code.let(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {mask})")
+                code.declare(f"or{lanes}", f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)")
+                scalar_other = None
+            if scalar_mask is not None:  # a masked scalar load reads a zero of our own instead
+                code.declare("zero", "@zero_bytes = internal constant [16 x i8] zeroinitializer, align 16")
+                where = code.let(f"select i1 {scalar_mask}, ptr {where}, ptr @zero_bytes")
+            value = code.let(f"load {'volatile ' if volatile else ''}{memory}, ptr {where}, align {align}")
+            if elem == "i1":
+                value = code.let(f"trunc i8 {value} to i1")
+            if scalar_mask is not None and scalar_other is not None:
+                value = code.let(
+                    f"select i1 {scalar_mask}, {lt.scalar(elem)} {value}, {lt.scalar(elem)} {scalar_other}"
+                )
+            if lanes is None:
+                return value
+            value = lt.splat(code, value, elem, lanes)
+            if mask is not None and other is not None:
+                type = lt.typed(elem, lanes)
+                value = code.let(f"select <{lanes} x i1> {mask}, {type} {value}, {type} {other}")
+            return value
+        type = f"<{lanes} x {memory}>"
+        if kind == "run" and mask is None:
+            value = code.let(f"load {type}, ptr {where}, align {align}")
+            return code.let(f"trunc {type} {value} to <{lanes} x i1>") if elem == "i1" else value
+        passthru = "zeroinitializer"
+        if other is not None:
+            passthru = code.let(f"zext <{lanes} x i1> {other} to {type}") if elem == "i1" else other
+        suffix = f"v{lanes}{lt_suffix(memory)}"
+        lane_mask = mask if mask is not None else lt.constant("true", "i1", lanes)
+        if kind == "run":
+            name, signature = f"@llvm.masked.load.{suffix}.p0", f"(ptr, i32, <{lanes} x i1>, {type})"
+            pointer = f"ptr {where}"
+        else:
+            name, signature = (
+                f"@llvm.masked.gather.{suffix}.v{lanes}p0",
+                f"(<{lanes} x ptr>, i32, <{lanes} x i1>, {type})",
+            )
+            pointer = f"<{lanes} x ptr> {where}"
+        code.declare(name, f"declare {type} {name}{signature}")
+        value = code.let(
+            f"call {type} {name}({pointer}, i32 {align}, <{lanes} x i1> {lane_mask}, {type} {passthru})"
+        )
+        return code.let(f"trunc {type} {value} to <{lanes} x i1>") if elem == "i1" else value
+
+    def write(
+        self, elem: str, kind: str, where: str, value: str, mask: str | None, lanes: int | None
+    ) -> None:
+        """Write a scalar or a vector; a masked scalar write branches, masked vectors use masked stores."""
+        code, memory, align = self.code, lt.storage(elem), lt.size_bytes(elem)
+        if elem == "i1":
+            narrow = lt.typed("i1", lanes)
+            value = code.let(f"zext {narrow} {value} to {'i8' if lanes is None else f'<{lanes} x i8>'}")
+        if lanes is None:
+            if mask is None:
+                code.line(f"  store {memory} {value}, ptr {where}, align {align}")
+                return
+            yes, end = code.label("wr"), code.label("wx")
+            code.line(f"  br i1 {mask}, label %{yes}, label %{end}")
+            code.place(yes)
+            code.line(f"  store {memory} {value}, ptr {where}, align {align}")
+            code.line(f"  br label %{end}")
+            code.place(end)
+            return
+        type = f"<{lanes} x {memory}>"
+        if kind == "run" and mask is None:
+            code.line(f"  store {type} {value}, ptr {where}, align {align}")
+            return
+        lane_mask = mask if mask is not None else lt.constant("true", "i1", lanes)
+        suffix = f"v{lanes}{lt_suffix(memory)}"
+        if kind == "same":
+            kind, where = "each", lt.splat(code, where, "ptr", lanes)
+        if kind == "run":
+            name = f"@llvm.masked.store.{suffix}.p0"
+            code.declare(name, f"declare void {name}({type}, ptr, i32, <{lanes} x i1>)")
+            code.line(
+                f"  call void {name}({type} {value}, ptr {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
+            )
+        else:
+            name = f"@llvm.masked.scatter.{suffix}.v{lanes}p0"
+            code.declare(name, f"declare void {name}({type}, <{lanes} x ptr>, i32, <{lanes} x i1>)")
+            code.line(
+                f"  call void {name}({type} {value}, <{lanes} x ptr> {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
+            )
+
+    # ---- buffers ---------------------------------------------------------------------------------------------
+    def buffer_address(self, b: Buffer, place: Place) -> tuple[str, str]:
+        form = Linear(b.pointer, 0, b.strides)
+        position = self.position(form, place)
+        where = b.pointer
+        if position != 0:
+            where = self.code.let(f"getelementptr {lt.storage(b.elem)}, ptr {b.pointer}, i64 {position}")
+        if place.vdim is None:
+            return "same", where
+        stride = b.strides[place.vdim]
+        if stride == 1:
+            return "run", where
+        offsets = lt.iota("i64", place.lanes, stride)
+        vector = f"getelementptr {lt.storage(b.elem)}, ptr {where}, <{place.lanes} x i64> {offsets}"
+        return "each", self.code.let(vector)
+
+    def load_buffer(self, b: Buffer, place: Place) -> str:
+        kind, where = self.buffer_address(b, place)
+        return self.read(b.elem, kind, where, None, None, place.width)
+
+    def store_buffer(self, b: Buffer, place: Place, value: str) -> None:
+        kind, where = self.buffer_address(b, place)
+        self.write(b.elem, kind, where, value, None, place.width)
+
+    # ---- masks and guards ------------------------------------------------------------------------------------
+    def all_true(self, mask: Tensor) -> tuple[str, ...] | None:
+        """Run-time conditions under which the whole mask is true; None where no such test is known."""
+        from torchroller.triton_cpu.lowering.masks import all_true
+
+        return all_true(self, mask)
+
+    def walk(self, roots: Iterable[tuple[Tensor, Dims]]) -> Iterable[tuple[Tensor, Dims]]:
+        """Every tensor that evaluating the roots would visit, with the nest dimension behind each of its own."""
+        seen: set[tuple[int, Dims]] = set()
+        stack = list(roots)
+        while stack:
+            t, dims = stack.pop()
+            if (id(t), dims) in seen:
+                continue
+            seen.add((id(t), dims))
+            yield t, dims
+            if t.buffer is None and not isinstance(t, Stored):
+                for dep, inner in t.deps():
+                    stack.append((dep, tuple(None if d is None else dims[d] for d in inner)))
+
+
+def lt_suffix(memory: str) -> str:
+    """Mangling of an LLVM scalar type in an intrinsic's name."""
+    return {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16", "ptr": "p0"}.get(memory, memory)

@@ -1,0 +1,245 @@
+"""Loads, stores and atomics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torchroller.triton_cpu.errors import UnsupportedOperation
+from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.code import Code
+from torchroller.triton_cpu.lowering.elementwise import emitter
+from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
+from torchroller.triton_cpu.lowering.nests import (
+    Roots,
+    identity,
+    new_buffer,
+    over_tile,
+    stored,
+    vector_dim,
+    versions,
+)
+from torchroller.triton_cpu.lowering.transpose import across, over_blocks
+from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
+from torchroller.triton_cpu.ttir import Op, Value
+
+# Operations that may stand between two stores that are written in one nest.
+_LAZY = {
+    "tt.splat",
+    "tt.broadcast",
+    "tt.expand_dims",
+    "tt.addptr",
+    "tt.make_range",
+    "arith.constant",
+    "tt.trans",
+}
+_GROUP = 6
+
+
+@handles("tt.load")
+def load(low: Lowering, op: Op) -> None:
+    result = op.results[0]
+    pointer, mask, other = (*(low.tensor(v) for v in op.operands), None, None)[:3]
+    volatile = "isVolatile = true" in op.text
+    t = Load(
+        result.type.shape or (), result.type.elem, pointer=pointer, mask=mask, other=other, volatile=volatile
+    )
+    if result.type.is_tensor:
+        low.set_tensor(result, t)
+        if volatile:
+            low.keep(t)
+        return
+    low.set_scalar(result, low.ev.load(t, Place(())))
+
+
+@handles("tt.store")
+def store(low: Lowering, op: Op) -> None:
+    if not op.operands[1].type.is_tensor:
+        low.settle(op)
+        pointer, value, mask = (*(low.scalar(v) for v in op.operands), None)[:3]
+        low.ev.write(op.operands[1].type.elem, "same", pointer, value, mask, None)
+        return
+    write_stores(low, [op])
+
+
+def keep_overlapping(low: Lowering, roots: Roots, pointers: list[Tensor]) -> None:
+    """Keep loads below `roots` that a nest writing through `pointers` could overtake.
+
+    A nest goes place by place. Reading where that very place is written is safe; reading the same memory at another
+    place, or at a place reached through an index tensor, is not. Pointers that come from different arguments are
+    taken to name different memory, or the same elements.
+    """
+    ev, root = low.ev, low.code.pointer_roots
+    targets = [p.linear(ev, False) for p in pointers]
+
+    def safe(load: Load, dims: Dims) -> bool:
+        form = load.pointer.linear(ev, False)
+        for target in targets:
+            if form.pointer is None or target.pointer is None:
+                return False
+            if root.get(form.pointer, form.pointer) != root.get(target.pointer, target.pointer):
+                continue
+            same = (form.pointer, form.base, form.strides) == (target.pointer, target.base, target.strides)
+            onto = all(s != 0 for s, n in zip(target.strides, pointers[0].shape) if n > 1)
+            if not (same and onto and form.affine and target.affine and dims == load.same_dims()):
+                return False
+        return True
+
+    for t, dims in list(ev.walk(roots)):
+        if isinstance(t, Load) and t.buffer is None and not safe(t, dims):
+            low.keep(t)
+
+
+def write_stores(low: Lowering, ops: list[Op]) -> None:
+    """One nest that evaluates and stores every place of the tile."""
+    ev = low.ev
+    parts = []
+    for op in ops:
+        pointer, value, mask = (*(low.tensor(v) for v in op.operands), None)[:3]
+        parts.append((pointer, value, mask))
+    # what reads memory and is still needed after these stores is kept first
+    low.settle(ops[-1])
+    shape = parts[0][0].shape
+    roots = [identity(t) for part in parts for t in part if t is not None]
+    pointers = [identity(p) for p, _, _ in parts]
+    keep_overlapping(low, roots, [p for p, _, _ in parts])
+
+    def write() -> None:
+        vdim = vector_dim(ev, shape, roots, pointers)
+
+        def body(place: Place) -> None:
+            values = [ev.at(v, place) for _, v, _ in parts]
+            for (pointer, value, mask), text in zip(parts, values):
+                kind, where = ev.address(pointer, value.elem, place)
+                test = None
+                if mask is not None and not (ev.mode.masks and ev.all_true(mask) is not None):
+                    test = ev.at(mask, place)
+                ev.write(value.elem, kind, where, text, test, place.width)
+
+        crossing = across(ev, roots, vdim)
+        if crossing and vdim is not None:
+            over_blocks(ev, shape, vdim, crossing, body)
+        else:
+            over_tile(ev, shape, vdim, body)
+
+    versions(ev, roots, write, masks=[m for _, _, m in parts if m is not None])
+
+
+_RMW = {"add": "add", "fadd": "fadd", "and": "and", "or": "or", "xor": "xor", "max": "max", "min": "min",
+        "umax": "umax", "umin": "umin", "exch": "xchg", "uinc": "uinc_wrap"}  # fmt: skip
+_ORDER = {"relaxed": "monotonic", "acquire": "acquire", "release": "release", "acq_rel": "acq_rel"}
+
+
+def under_mask(code: Code, test: str, act: Callable[[], None]) -> None:
+    """Run `act` where the scalar condition holds. What it computes must not be reused outside."""
+    if test == "true":
+        act()
+        return
+    yes, end = code.label("at"), code.label("ax")
+    code.line(f"  br i1 {test}, label %{yes}, label %{end}")
+    code.place(yes)
+    act()
+    code.line(f"  br label %{end}")
+    code.place(end)
+
+
+def _each_lane(
+    low: Lowering, op: Op, pointer: Tensor, others: list[Tensor], mask: Tensor | None, act
+) -> None:
+    """Run `act(pointer, values) -> old` for every element in order, under the mask; results go to a buffer."""
+    ev, code, result = low.ev, low.code, op.results[0]
+    elem, shape = result.type.elem, pointer.shape
+    scalar = not result.type.is_tensor
+    out = new_buffer(code, elem, shape or (1,))
+
+    def element(place: Place) -> None:
+        where = ev.at(pointer, place) if pointer.linear(ev, ev.mode.forms).pointer is None else ev.address(
+            pointer, elem, place)[1]  # fmt: skip
+        values = [ev.at(t, place) for t in others]
+        test = ev.at(mask, place) if mask is not None else "true"
+        target = Place(place.coords or (0,))
+        under_mask(code, test, lambda: ev.store_buffer(out, target, act(where, values)))
+
+    roots = [identity(t) for t in (pointer, *others)] + ([identity(mask)] if mask is not None else [])
+    keep_overlapping(low, roots, [pointer])
+    versions(ev, roots, lambda: over_tile(ev, shape, None, element))
+    if scalar:
+        low.set_scalar(op.results[0], ev.load_buffer(out, Place((0,))))
+    else:
+        low.set_tensor(op.results[0], stored(out))
+
+
+@handles("tt.atomic_rmw")
+def atomic_rmw(low: Lowering, op: Op) -> None:
+    words = op.text.replace(",", " ").split()
+    kind, order = words[0], _ORDER.get(words[1], "acq_rel")
+    pointer, value, mask = (*(low.tensor(v) for v in op.operands), None)[:3]
+    elem = op.operands[1].type.elem
+    type, align = lt.scalar(elem), lt.size_bytes(elem)
+    if kind not in _RMW:
+        raise UnsupportedOperation(
+            op.name, op.location or None, f"atomic {kind} on {elem} is not lowered yet"
+        )
+
+    def act(where: str, values: list[str]) -> str:
+        return low.code.let(f"atomicrmw {_RMW[kind]} ptr {where}, {type} {values[0]} {order}, align {align}")
+
+    _each_lane(low, op, pointer, [value], mask, act)
+
+
+@handles("tt.atomic_cas")
+def atomic_cas(low: Lowering, op: Op) -> None:
+    order = _ORDER.get(op.text.replace(",", " ").split()[0], "acq_rel")
+    fail = {"acq_rel": "acquire", "release": "monotonic"}.get(order, order)
+    pointer, expected, value = (low.tensor(v) for v in op.operands)
+    elem = op.operands[1].type.elem
+    bits = f"i{8 * lt.size_bytes(elem)}"
+
+    def act(where: str, values: list[str]) -> str:
+        code = low.code
+        if lt.is_float(elem):
+            values = [code.let(f"bitcast {lt.scalar(elem)} {v} to {bits}") for v in values]
+        align = lt.size_bytes(elem)
+        pair = code.let(
+            f"cmpxchg ptr {where}, {bits} {values[0]}, {bits} {values[1]} {order} {fail}, align {align}"
+        )
+        old = code.let(f"extractvalue {{{bits}, i1}} {pair}, 0")
+        return code.let(f"bitcast {bits} {old} to {lt.scalar(elem)}") if lt.is_float(elem) else old
+
+    _each_lane(low, op, pointer, [expected, value], None, act)
+
+
+def _argument_behind(pointer: Value) -> Value:
+    """The scalar pointer that a tensor of pointers was computed from."""
+    while pointer.op is not None and pointer.op.name in _LAZY and pointer.op.operands:
+        pointer = pointer.op.operands[0]
+    return pointer
+
+
+def store_group(ops: list[Op], first: int, arguments: frozenset[Value]) -> tuple[list[Op], list[Op], int]:
+    """Stores of one shape that may share a nest with the one at `first`: (stores, what stands between, last index).
+
+    Only index functions may stand between them: a load could read what an earlier store wrote. They go through
+    different arguments of the kernel: of two stores to one place the later must win.
+    """
+    shape = ops[first].operands[1].type.shape
+    written = {_argument_behind(ops[first].operands[0])}
+    stores, between, last, pending = [ops[first]], [], first, []
+    for k in range(first + 1, len(ops)):
+        op = ops[k]
+        if op.name == "tt.store" and op.operands[1].type.shape == shape:
+            target = _argument_behind(op.operands[0])
+            if target in written or not arguments.issuperset({target, *written}):
+                break
+            written.add(target)
+            stores.append(op)
+            between += pending
+            pending, last = [], k
+            if len(stores) == _GROUP:
+                break
+        elif op.name in _LAZY or (
+            op.name not in HANDLERS and not has_effects(op) and emitter(op) is not None
+        ):
+            pending.append(op)
+        else:
+            break
+    return stores, between, last

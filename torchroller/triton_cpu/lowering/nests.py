@@ -1,0 +1,186 @@
+"""Loop nests over tiles: which dimension becomes the vector, which versions are written, where values are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.code import Code, Operand
+from torchroller.triton_cpu.lowering.evaluate import Evaluator, Mode
+from torchroller.triton_cpu.lowering.values import Buffer, Dims, Load, Place, Stored, Tensor, row_major
+
+Roots = list[tuple[Tensor, Dims]]
+
+# Allocas up to this size stay on the stack, where LLVM may promote them to registers.
+_STACK_BYTES = 4096
+# Nests of up to this many vectors are written out: with constant offsets a small buffer lives in registers.
+_WRITTEN_OUT = 8
+
+
+def identity(t: Tensor) -> tuple[Tensor, Dims]:
+    return t, tuple(range(len(t.shape)))
+
+
+def new_buffer(code: Code, elem: str, shape: Sequence[int], order: Sequence[int] | None = None) -> Buffer:
+    """Memory for a tile; `order` lists dimensions from slowest to fastest, default row-major."""
+    shape = tuple(shape)
+    strides = list(row_major(shape))
+    if order is not None:
+        run = 1
+        for d in reversed(order):
+            strides[d] = run
+            run *= shape[d]
+    total = lt.size_bytes(elem)
+    for n in shape:
+        total *= n
+    if total <= _STACK_BYTES:
+        pointer = code.alloca("i8", max(total, 1))
+    else:
+        pointer = code.scratch(total)
+    return Buffer(pointer, elem, shape, tuple(strides))
+
+
+def stride_along(ev: Evaluator, t: Tensor, dim: int) -> Operand | None:
+    """Elements between neighbours of a pointer tensor along a dimension; None where the index is indirect."""
+    form = t.linear(ev, True)
+    if form.pointer is None or t.buffer is not None or any(dim in term.varies for term in form.terms):
+        return None
+    return form.strides[dim]
+
+
+def vector_dim(ev: Evaluator, shape: Sequence[int], roots: Roots, stores: Roots = ()) -> int | None:  # type: ignore[assignment]
+    """The dimension of the nest along which most accesses are contiguous; None for one-element tiles."""
+    candidates = [d for d, n in enumerate(shape) if n > 1]
+    if not candidates:
+        return None
+    accesses: list[tuple[Callable[[int], Operand | None], Dims, int]] = []
+    for t, dims in ev.walk(roots):
+        if t.buffer is not None:
+            strides = t.buffer.strides
+            accesses.append((lambda k, s=strides: s[k], dims, 1))  # type: ignore[misc]
+        elif isinstance(t, Load):
+            accesses.append((lambda k, p=t.pointer: stride_along(ev, p, k), dims, 2))  # type: ignore[misc]
+    for t, dims in stores:
+        accesses.append((lambda k, p=t: stride_along(ev, p, k), dims, 4))  # type: ignore[misc]
+
+    def score(d: int) -> tuple[float, int]:
+        total = 8.0 * min(shape[d], ev.lanes) / ev.lanes
+        for stride, dims, weight in accesses:
+            if d not in dims:
+                continue
+            total += weight * (2 if stride(dims.index(d)) == 1 else -3)
+        return total, d
+
+    return max(candidates, key=score)
+
+
+def versions(ev: Evaluator, roots: Roots, write: Callable[[], None], masks: Sequence[Tensor] = ()) -> None:
+    """Write a consumer under what can be tested at run time: without masks, with masks, without linear forms."""
+    code = ev.code
+    form_guards: dict[str, None] = {}
+    mask_guards: dict[str, None] = {}
+    for t, _ in ev.walk(roots):
+        if lt.is_int(t.elem) or t.elem == "ptr":
+            form_guards.update(dict.fromkeys(t.linear(ev, True).guards))
+        if isinstance(t, Load) and t.buffer is None and t.mask is not None:
+            mask_guards.update(dict.fromkeys(ev.all_true(t.mask) or ()))
+    for m in masks:
+        mask_guards.update(dict.fromkeys(ev.all_true(m) or ()))
+    saved = ev.mode
+
+    def under(mode: Mode) -> Callable[[], None]:
+        def body() -> None:
+            ev.mode = mode
+            write()
+            ev.mode = saved
+
+        return body
+
+    forms = code.both(list(form_guards)) if form_guards else "true"
+    tests = code.both(list(mask_guards)) if mask_guards else "true"
+
+    def with_forms() -> None:
+        _choose(code, tests, under(Mode(True, True)), under(Mode(True, False)))
+
+    _choose(code, forms, with_forms, under(Mode(False, False)))
+
+
+def _choose(code: Code, condition: str, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    if condition in ("true", "false"):
+        with code.nest():
+            (then if condition == "true" else otherwise)()
+    else:
+        code.branch(condition, then, otherwise)
+
+
+def over_tile(ev: Evaluator, shape: Sequence[int], vdim: int | None, body: Callable[[Place], None]) -> None:
+    """Visit every place of a tile once: scalar loops over all other dimensions, vectors along `vdim`."""
+    code = ev.code
+    coords: list[Operand] = [0] * len(shape)
+    outer = [d for d in range(len(shape)) if d != vdim]
+
+    total = 1
+    for d, n in enumerate(shape):
+        total *= n if d != vdim else n // min(ev.lanes, n)
+    written_out = total <= _WRITTEN_OUT
+
+    def descend(k: int) -> None:
+        if k < len(outer):
+            if written_out:
+                for position in range(shape[outer[k]]):
+                    coords[outer[k]] = position
+                    descend(k + 1)
+                return
+
+            def inner(index: Operand) -> None:
+                coords[outer[k]] = index
+                descend(k + 1)
+
+            code.loop(shape[outer[k]], inner)
+            return
+        if vdim is None:
+            body(Place(tuple(coords)))
+            return
+        lanes = min(ev.lanes, shape[vdim])
+
+        def chunk(index: Operand) -> None:
+            coords[vdim] = index
+            body(Place(tuple(coords), vdim, lanes))
+
+        if written_out or shape[vdim] // lanes <= 4:
+            for start in range(0, shape[vdim], lanes):
+                chunk(start)
+        else:
+            code.loop(shape[vdim], chunk, step=lanes, unroll=4)
+
+    descend(0)
+
+
+def materialise(ev: Evaluator, t: Tensor, into: Buffer | None = None) -> Buffer:
+    """Evaluate a whole tile into memory. The caller decides whether `t` keeps the buffer."""
+    buffer = into or new_buffer(ev.code, t.elem, t.shape)
+    roots = [identity(t)]
+
+    def write() -> None:
+        vdim = vector_dim(ev, t.shape, roots)
+        over_tile(ev, t.shape, vdim, lambda place: ev.store_buffer(buffer, place, ev.at(t, place)))
+
+    versions(ev, roots, write)
+    return buffer
+
+
+def keep(ev: Evaluator, t: Tensor) -> Buffer:
+    """Materialise `t` and let it live in its buffer from here on."""
+    if t.buffer is None:
+        t.buffer = materialise(ev, t)
+    return t.buffer
+
+
+def stored(buffer: Buffer) -> Stored:
+    return Stored(buffer.shape, buffer.elem, buffer=buffer)
+
+
+def reinterpreted(buffer: Buffer, shape: Sequence[int]) -> Buffer:
+    """The same row-major memory under another shape."""
+    return replace(buffer, shape=tuple(shape), strides=row_major(shape))

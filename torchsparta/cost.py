@@ -1,0 +1,302 @@
+"""How long a sparse layer takes: a small additive model, calibrated once per machine.
+
+    time = 2 launches
+         + panel_s    * tokens * columns                (input panel: transposed, padded to whole panels)
+         + epilogue_s * tokens * rows                   (transposed back, bias, activation, residual)
+         + sum over parts: mac_s[class] * tokens * multiply-adds + list_s * panels * column lists
+
+Tokens are padded to whole panels. A class is the number of rows that share a load of the input ("1", "2", "4",
+"8", "dense8", "nm"), with the value type where it is not the input's ("1/int8"). The dense alternative is
+PyTorch's own product. Rates come, in this order, from `calibrate()` in this process, from the cache file that
+it wrote, or from the device's peaks with shipped efficiencies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from torchroller.device import DeviceSpec
+
+from .formats import NM, Block, Dense, FineGrained, QuantizedInt8, RowGroups, SparseFormat, Tile
+from .formats.base import Work, round_up
+from .formats.quantized import Quantized
+from .specialise.linear import SpecialisedLinear, tokens_per_panel
+from .specialise.program import can_execute
+
+SHIPPED_EFFICIENCY = {"1": 0.42, "2": 0.55, "4": 0.75, "8": 0.78, "dense8": 0.85, "nm": 0.42}
+"""Share of the float32 vector peak that each class reaches: measured with AVX-512 on Emerald Rapids, two cores."""
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Coefficients of the model, seconds each; `source` says where they come from."""
+
+    device: str
+    threads: int
+    launch_s: float
+    panel_s: float
+    epilogue_s: float
+    list_s: float
+    mac_s: dict[str, float]
+    dense_launch_s: float
+    dense_mac_s: float
+    source: str
+
+    def mac(self, kind: str) -> float:
+        """Seconds per multiply-add of a class; the class without its value type where none was measured."""
+        return self.mac_s.get(kind) or self.mac_s.get(kind.split("/")[0]) or self.mac_s["1"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted seconds of one way to compute a layer. flops counts multiply and add, padding included."""
+
+    format: str
+    time_s: float
+    flops: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"{self.format:<28} {self.time_s * 1e6:10.1f} us  {self.flops / 1e6:12.2f} MFLOP  {self.nbytes:>12,} B"
+
+
+def work_class(part: SparseFormat) -> str:
+    """The class of a packed part."""
+    if isinstance(part, Quantized):
+        return f"{work_class(part.inner)}/int{part.bits}"
+    if isinstance(part, Dense):
+        return f"dense{part.group}"
+    if isinstance(part, NM):
+        return "nm"
+    assert isinstance(part, RowGroups)
+    return str(part.group)
+
+
+def time_of(
+    shape: tuple[int, int], works: Sequence[tuple[str, Work]], m: int, images: int, rates: Rates, group: int
+) -> float:
+    """Predicted seconds of one specialised layer on `images` times `m` tokens."""
+    n, k = shape
+    tokens = tokens_per_panel(m, group)
+    panels = -(-m // tokens) * images
+    padded = panels * tokens
+    total = 2 * rates.launch_s + padded * (rates.panel_s * round_up(k + 1, 64) + rates.epilogue_s * n)
+    for kind, work in works:
+        total += rates.mac(kind) * work.macs * padded + rates.list_s * work.lists * panels
+    return total
+
+
+def dense_time(shape: tuple[int, int], m: int, rates: Rates) -> float:
+    """Predicted seconds of PyTorch's dense product."""
+    return rates.dense_launch_s + rates.dense_mac_s * shape[0] * shape[1] * m
+
+
+def predict_parts(parts: Sequence[SparseFormat], m: int, rates: Rates, images: int = 1) -> Prediction:
+    """The prediction for packed parts."""
+    works = [(work_class(p), p.work()) for p in parts]
+    group = max(w.group for _, w in works)
+    return Prediction(
+        " + ".join(p.describe() for p in parts),
+        time_of(parts[0].shape, works, m, images, rates, group),
+        2 * sum(w.macs for _, w in works) * m * images,
+        sum(p.nbytes for p in parts),
+    )
+
+
+# -- where rates come from -----------------------------------------------------------------------------------
+
+
+def shipped_rates(spec: DeviceSpec, threads: int) -> Rates:
+    """Rates from a device's peaks and the shipped efficiencies; `threads` of its units take part (CPU only)."""
+    share = min(threads, spec.units) / spec.units if spec.is_cpu else 1.0
+    peak = spec.peak("float32").vector_flops * share
+    mac_s = {kind: 2.0 / (peak * e) for kind, e in SHIPPED_EFFICIENCY.items()}
+    moved = 1.0e-10 / max(1, threads) if spec.is_cpu else 8.0 / spec.dram.bandwidth_bytes_per_s
+    return Rates(
+        spec.name, threads, spec.launch_s + spec.fork_s + 8e-6, moved, moved, 4e-9 / max(1, threads), mac_s,
+        3e-6, 2.0 / (peak * 0.75), f"shipped efficiencies, peaks of {spec.name}",
+    )  # fmt: skip
+
+
+def cache_file() -> Path:
+    """Where `calibrate` keeps its figures: one file per machine model and number of threads."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchsparta"
+    key = f"{_processor()}-{torch.get_num_threads()}t-v{VERSION}"
+    return root / f"rates-{''.join(c if c.isalnum() else '_' for c in key)}.json"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+_measured: dict[tuple[str, int], Rates] = {}
+
+
+def rates_for(device: torch.device | str = "cpu") -> Rates:
+    """The rates that predictions on this device use. Measures nothing; see `calibrate`."""
+    device = torch.device(device)
+    threads = torch.get_num_threads()
+    known = _measured.get((device.type, threads))
+    if known is not None:
+        return known
+    if device.type == "cpu":
+        cached = _read_cache(threads)
+        if cached is not None:
+            _measured[(device.type, threads)] = cached
+            return cached
+        return shipped_rates(_spec("cpu"), threads)
+    return shipped_rates(_spec(str(device)), 1)
+
+
+def _read_cache(threads: int) -> Rates | None:
+    try:
+        read = json.loads(cache_file().read_text())
+        rates = Rates(**read)
+    except (OSError, ValueError, TypeError):
+        return None  # absent, unreadable or of another version: the shipped rates stand in
+    return rates if rates.threads == threads else None
+
+
+@lru_cache(maxsize=8)
+def _spec(device: str) -> DeviceSpec:
+    if device == "cpu":
+        return DeviceSpec.for_target("cpu")
+    properties = torch.cuda.get_device_properties(device)
+    if getattr(torch.version, "hip", None):
+        return DeviceSpec.for_target(
+            "hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count
+        )
+    return DeviceSpec.for_target(
+        "cuda", properties.major * 10 + properties.minor, properties.multi_processor_count
+    )
+
+
+# -- calibration ---------------------------------------------------------------------------------------------
+
+
+def measure(run: Callable[[], object], least_s: float = 0.02, least: int = 12, most: int = 300) -> float:
+    """Seconds of an undisturbed call: the fastest of at least `least` calls and `least_s` seconds, after one warm-up.
+
+    What disturbs a call only ever adds to it (other processes, a thread that was descheduled at a barrier).
+    """
+    run()
+    times: list[float] = []
+    while len(times) < least or (sum(times) < least_s and len(times) < most):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def calibrate(save: bool = True) -> Rates:
+    """Measure this CPU's rates, about three seconds with warm kernel caches; keep them for the process and in a file.
+
+    Raises RuntimeError where kernels cannot run natively (no Triton backend, or the interpreter is asked for).
+    """
+    why = can_execute(torch.device("cpu"))
+    if why is None and os.environ.get("TRITON_INTERPRET", "0") == "1":
+        why = "TRITON_INTERPRET=1 runs kernels in the interpreter, whose times mean nothing"
+    if why is not None:
+        raise RuntimeError(f"calibrate: kernels do not run natively here: {why}")
+    threads = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    m = 128
+
+    def linear_time(parts: tuple[SparseFormat, ...], tokens: int = m) -> float:
+        x = torch.randn(tokens, parts[0].shape[1], generator=generator)
+        kernel = SpecialisedLinear(parts)
+        return measure(lambda: kernel(x))
+
+    def empty(n: int, k: int) -> tuple[SparseFormat, ...]:
+        return (FineGrained.pack(torch.zeros(n, k), None, Tile(32)),)
+
+    launch = linear_time(empty(32, 64), 16) / 2
+    panel = max(1e-13, (linear_time(empty(32, 2048)) - 2 * launch) / (m * 2048))
+    epilogue = max(1e-13, (linear_time(empty(2048, 64)) - 2 * launch) / (m * 2048))
+    base = Rates(
+        _processor(), threads, launch, panel, epilogue, 0.0, {"1": 0.0}, 0.0, 0.0, "measured on this machine"
+    )
+
+    w = torch.randn(512, 768, generator=generator)
+    sparse = [torch.rand(512, 768, generator=generator) < share for share in (0.02, 0.25)]
+    sides = []
+    for mask in sparse:
+        parts = (FineGrained.pack(w, mask, fine_tile(768, float(mask.float().mean()))),)
+        spent = linear_time(parts) - predict_parts(parts, m, base).time_s
+        sides.append((spent, parts[0].work(), -(-m // tokens_per_panel(m, 1))))
+    (t0, w0, panels), (t1, w1, _) = sides
+    mac = max(1e-14, (t1 - t0) / ((w1.macs - w0.macs) * m)) if w1.macs > w0.macs else 1e-12
+    lists = max(0.0, (t0 - mac * w0.macs * m) / max(1, w0.lists * panels))
+    base = replace(base, list_s=lists, mac_s={"1": mac})
+
+    quarter = torch.arange(768).expand(512, 768) % 4 < 2
+    runs = {
+        g: (torch.rand(512 // g, 768, generator=generator) < 0.25).repeat_interleave(g, 0) for g in (2, 4, 8)
+    }
+    cases: dict[str, SparseFormat] = {str(g): Block.pack(w, runs[g], (g, 1), Tile(32)) for g in runs}
+    cases["dense8"] = Dense.pack(w, None, Tile(32))
+    cases["nm"] = NM.pack(w, quarter)
+    cases["1/int8"] = QuantizedInt8.pack(w, sparse[1], fine=True, tile=fine_tile(768, 0.25))
+    cases["8/int8"] = QuantizedInt8.pack(w, runs[8], block=(8, 1), tile=Tile(32))
+    cases["dense8/int8"] = QuantizedInt8.pack(w, None, tile=Tile(32))
+    mac_s = {"1": mac}
+    for kind, part in cases.items():
+        known = replace(base, mac_s={**mac_s, kind: 1e-30})
+        spent = linear_time((part,)) - predict_parts((part,), m, known).time_s
+        mac_s[kind] = max(1e-14, spent / (part.work().macs * m))
+
+    x, small = torch.randn(m, 768, generator=generator), torch.randn(16, 64, generator=generator)
+    tiny = torch.randn(32, 64, generator=generator)
+    dense_launch = measure(lambda: torch.nn.functional.linear(small, tiny))
+    dense = measure(lambda: torch.nn.functional.linear(x, w))
+    rates = replace(
+        base,
+        mac_s=mac_s,
+        dense_launch_s=dense_launch,
+        dense_mac_s=max(1e-14, (dense - dense_launch) / (w.numel() * m)),
+    )
+    _measured[("cpu", threads)] = rates
+    if save:
+        _write_cache(rates)
+    return rates
+
+
+def _write_cache(rates: Rates) -> None:
+    path = cache_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(asdict(rates), indent=1))
+        partial.replace(path)
+    except OSError:
+        pass  # a read-only home: the figures live as long as the process
+
+
+# -- tiles ---------------------------------------------------------------------------------------------------
+
+
+def fine_tile(k: int, density: float) -> Tile:
+    """The tile of a fine-grained part: columns in blocks that fit the first-level cache where lists stay long.
+
+    A block of 128 columns by 64 tokens is 32 KiB. With fewer than about ten alive elements a row and block, the
+    cost of a list outweighs that of reading the panel from the second-level cache.
+    """
+    columns = 128 if density * 128 >= 10 else 256 if density * 256 >= 10 else 0
+    return Tile(64, columns if columns and columns < k else 0)

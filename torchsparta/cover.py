@@ -1,0 +1,237 @@
+"""Cover one weight by formats at the least predicted time; stay dense, and say so, when dense is faster.
+
+Candidates: dense; fine-grained; blocks of each size; N:M where the mask fits; and, for each block size, a mixed
+cover: blocks where they are cheaper than their alive elements one by one, fine-grained for the rest. Costs are
+additive over disjoint blocks, so for one grid of blocks taking exactly those blocks is optimal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cost import Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
+from .formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, SparseFormat, Tile, fits_nm
+from .formats.base import Work, runs_alive
+from .specialise.linear import tokens_per_panel
+
+BLOCKS = ((2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (4, 4), (8, 8), (16, 16), (32, 32))
+BLOCK_TILE = Tile(32)
+ENTRY_BYTES = 4
+MIXED_GAIN = 0.95
+
+Packer = Callable[[Tensor, Tensor], tuple[SparseFormat, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """The chosen way. parts is None where PyTorch's dense product is predicted to be fastest.
+
+    table: every candidate's prediction, fastest first; why: one sentence for the report; packer: packs new
+    values of the same weight the same way (training).
+    """
+
+    parts: tuple[SparseFormat, ...] | None
+    packer: Packer
+    table: tuple[Prediction, ...]
+    why: str
+    dense_s: float
+
+    @property
+    def predicted_s(self) -> float:
+        return self.table[0].time_s
+
+    def __str__(self) -> str:
+        return "\n".join([self.why, *map(str, self.table)])
+
+
+def dense_pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
+    return (Dense.pack(weight, mask, BLOCK_TILE),)
+
+
+def fine_pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
+    density = float(mask.float().mean()) if mask.numel() else 0.0
+    return (FineGrained.pack(weight, mask, fine_tile(weight.shape[1], density)),)
+
+
+def block_pack(block: tuple[int, int]) -> Packer:
+    return lambda weight, mask: (Block.pack(weight, mask, block, BLOCK_TILE),)
+
+
+def nm_pack(n_alive: int, n_of: int) -> Packer:
+    return lambda weight, mask: (NM.pack(weight, mask, n_alive, n_of),)
+
+
+def mixed_pack(block: tuple[int, int], least: int) -> Packer:
+    """Blocks with at least `least` alive elements as blocks, the rest fine-grained."""
+
+    def pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
+        chosen = _blocks_with(mask, block, least)
+        return (
+            Block.pack(weight, mask & chosen, block, BLOCK_TILE),
+            FineGrained.pack(weight, mask & ~chosen, BLOCK_TILE),
+        )
+
+    return pack
+
+
+def quantised_pack(inner: Packer, bits: int, scale: Tensor) -> Packer:
+    """The same layout over int8 or int4 values with a given scale per row."""
+    cls = {8: QuantizedInt8, 4: Int4}[bits]
+
+    def pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
+        q = torch.round(weight.double() / scale.double()[:, None]).to(torch.int8)
+        return tuple(cls.wrap(part, scale) for part in inner(q, mask))
+
+    return pack
+
+
+def _block_counts(mask: Tensor, block: tuple[int, int]) -> Tensor:
+    """Alive elements of each block, on the grid of blocks that covers the padded weight."""
+    bm, bk = block
+    n, k = mask.shape
+    padded = torch.zeros(-(-n // bm) * bm, -(-k // bk) * bk, device=mask.device)
+    padded[:n, :k] = mask
+    return padded.view(-1, bm, padded.shape[1] // bk, bk).sum((1, 3))
+
+
+def _blocks_with(mask: Tensor, block: tuple[int, int], least: int) -> Tensor:
+    """bool [N, K]: elements of blocks that hold at least `least` alive ones."""
+    grid = _block_counts(mask, block) >= least
+    wide = grid.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return wide[: mask.shape[0], : mask.shape[1]]
+
+
+def _work(macs: int, lists: int, group: int, runs: int, itemsize: int = 4) -> Work:
+    return Work(macs, macs // group, lists, macs * itemsize + runs * ENTRY_BYTES, group, itemsize * 8)
+
+
+def _fine_work(mask: Tensor, itemsize: int) -> Work:
+    alive = int(mask.sum())
+    tile = fine_tile(mask.shape[1], alive / max(1, mask.numel()))
+    columns = tile.columns or mask.shape[1] or 1
+    lists = int(runs_alive(mask, 1, columns, Tile()).sum())
+    padded = alive + lists // 2  # lists are padded to an even length
+    return _work(padded, lists, 1, padded, itemsize)
+
+
+def _block_work(counts: Tensor, block: tuple[int, int], itemsize: int) -> Work:
+    alive = counts > 0
+    group = min(block[0], 8)
+    per_block = block[0] // group
+    lists = int(alive.any(1).sum()) * per_block
+    blocks = int(alive.sum())
+    return _work(blocks * block[0] * block[1], lists, group, blocks * per_block, itemsize)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    packer: Packer
+    works: tuple[tuple[str, Work], ...]
+    group: int
+
+
+def _candidates(mask: Tensor, rates: Rates, itemsize: int, suffix: str, tokens: int) -> list[_Candidate]:
+    n, k = mask.shape
+    rows = -(-n // BLOCK_TILE.rows) * BLOCK_TILE.rows
+    found = [
+        _Candidate(
+            "dense (specialised)",
+            dense_pack,
+            (("dense8" + suffix, _work(rows * k, rows // 8, 8, 0, itemsize)),),
+            8,
+        )
+    ]
+    fine = _fine_work(mask, itemsize)
+    found.append(_Candidate("fine-grained", fine_pack, (("1" + suffix, fine),), 1))
+    for block in BLOCKS:
+        group = min(block[0], 8)
+        counts = _block_counts(mask, block)
+        work = _block_work(counts, block, itemsize)
+        kind = f"{group}{suffix}"
+        found.append(_Candidate(f"block {block[0]}x{block[1]}", block_pack(block), ((kind, work),), group))
+        if group < 2:
+            continue
+        ratio = rates.mac(kind) / rates.mac("1" + suffix)
+        least = max(1, int(ratio * block[0] * block[1]) + 1)
+        inside = counts * (counts >= least)
+        if not 0 < int(inside.sum()) < int(counts.sum()):
+            continue
+        rest = mask & ~_blocks_with(mask, block, least)
+        alive = int(rest.sum())
+        lists = int(rest.any(1).sum())
+        works = (
+            (kind, _block_work(inside, block, itemsize)),
+            ("1" + suffix, _work(alive + lists // 2, lists, 1, alive, itemsize)),
+        )
+        name = f"block {block[0]}x{block[1]} + fine-grained"
+        found.append(_Candidate(name, mixed_pack(block, least), works, group))
+    if not suffix and fits_nm(mask, 2, 4) and int(mask.sum()) > mask.numel() // 4:
+        macs = n * (-(-k // 4)) * 2
+        found.append(_Candidate("2:4", nm_pack(2, 4), (("nm", _work(macs, n, 1, macs, itemsize)),), 1))
+    return found
+
+
+def cover(
+    weight: Tensor,
+    mask: Tensor,
+    tokens: int,
+    images: int = 1,
+    rates: Rates | None = None,
+    bits: int = 32,
+    scale: Tensor | None = None,
+    extra_s: float = 0.0,
+) -> Cover:
+    """The fastest predicted way to multiply `images` times `tokens` tokens by weight [N, K] with this mask.
+
+    bits 8 or 4 with `scale` [N]: the weight is quantised; its values are stored as integers. extra_s: time that
+    only the dense way spends, such as an activation that a specialised kernel fuses.
+    """
+    rates = rates or rates_for(weight.device)
+    n, k = weight.shape
+    mask = mask.bool()
+    quantised = bits in (8, 4) and scale is not None
+    suffix = f"/int{bits}" if quantised else ""
+    itemsize = 1 if quantised else weight.element_size()
+    options = _candidates(mask, rates, itemsize, suffix, tokens)
+    ways: list[tuple[Prediction, _Candidate | None]] = []
+    for option in options:
+        time_s = time_of((n, k), option.works, tokens, images, rates, option.group)
+        flops = 2 * sum(w.macs for _, w in option.works) * tokens * images
+        nbytes = sum(w.storage_bytes for _, w in option.works)
+        name = f"int{bits} {option.name}" if quantised else option.name
+        ways.append((Prediction(name, time_s, flops, nbytes), option))
+    # A mixed cover walks twice as many lists; a gain within the error of the model is not worth that.
+    single = min(p.time_s for p, o in ways if o is not None and len(o.works) == 1)
+    ways = [(p, o) for p, o in ways if o is None or len(o.works) == 1 or p.time_s < MIXED_GAIN * single]
+    dense_s = dense_time((n, k), tokens * images, rates) + extra_s
+    dense = Prediction(
+        "dense (PyTorch)", dense_s, 2 * n * k * tokens * images, weight.numel() * weight.element_size()
+    )
+    ways.append((dense, None))
+    ways.sort(key=lambda way: way[0].time_s)
+    best, option = ways[0]
+    table = tuple(p for p, _ in ways)
+    share = float(mask.float().mean()) if mask.numel() else 1.0
+    runner = f"; next: {ways[1][0].format}, {ways[1][0].time_s * 1e6:.0f} us" if len(ways) > 1 else ""
+    head = f"{1 - share:.1%} pruned, {tokens * images} tokens: "
+    if option is None:
+        why = head + f"stays dense, predicted {dense_s * 1e6:.0f} us{runner}"
+        return Cover(None, dense_pack, table, why, dense_s)
+    packer = quantised_pack(option.packer, bits, scale) if quantised and scale is not None else option.packer
+    why = head + f"{best.format}, predicted {best.time_s * 1e6:.0f} us, dense {dense_s * 1e6:.0f} us{runner}"
+    return Cover(packer(weight, mask), packer, table, why, dense_s)
+
+
+def predicted_by_parts(
+    parts: tuple[SparseFormat, ...], tokens: int, rates: Rates | None = None
+) -> Prediction:
+    """What the model says about parts that are already packed."""
+    return predict_parts(parts, tokens, rates or rates_for("cpu"))
+
+
+__all__ = ["BLOCKS", "Cover", "cover", "predicted_by_parts", "tokens_per_panel"]
