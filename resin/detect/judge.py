@@ -75,7 +75,7 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
         runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
         prepared.append(Prepared(series, t, y, runs))
         for run, (a, b) in enumerate(runs):
-            warms_up = a > 0 or y[0] < 0.5 * float(np.median(y[a:b]))
+            warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
             windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
     by_run: dict[tuple[int, int], list[Evidence]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):

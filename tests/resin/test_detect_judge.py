@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resin.detect import judge, judge_many
 from resin.model import Entity, Series
@@ -188,3 +190,18 @@ def test_simulated_series_meet_the_promise():
     for one, f in zip(labelled, findings):
         if one.leaks and f.verdict == "leak":
             assert abs(f.start_s - one.start_s) <= 0.1 * one.series.times_s[-1]
+
+
+@given(
+    st.lists(st.floats(-1e15, 1e15, allow_nan=False), min_size=0, max_size=150),
+    st.sampled_from([None, 0.0, 1.0, 1e12]),
+    st.sampled_from(["anon_bytes", "fds", "memory_utilisation"]),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_in_a_finding_comes_out(values, limit, metric, with_work):
+    finding = judge(series(values, limit=limit, metric=metric, work=np.abs(values) if with_work else None))
+    assert finding.verdict in {"leak", "bounded", "unclear"}
+    assert 0.0 <= finding.severity <= 1.0
+    assert 0.0 <= finding.confidence <= 1.0
+    assert all(np.isfinite(v) for v in finding.evidence.values())
