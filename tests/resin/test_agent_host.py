@@ -28,7 +28,10 @@ def write(folder, **files):
         (folder / name.replace("__", ".")).write_text(text)
 
 
-V2_STAT = "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\nslab_reclaimable 8388608\n"
+V2_STAT = (
+    "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\n"
+    "slab_reclaimable 8388608\n"
+)
 
 
 def version2(host):
@@ -78,7 +81,8 @@ def test_version1(host):
         memory__failcnt="4\n",
         memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         memory__kmem__usage_in_bytes="77\n",
-        memory__stat="cache 1\nrss 2\ntotal_cache 10\ntotal_shmem 3\ntotal_rss 20\nhierarchical_memory_limit 2147483648\n",
+        memory__stat="cache 1\nrss 2\ntotal_cache 10\ntotal_shmem 3\n"
+        "total_rss 20\nhierarchical_memory_limit 2147483648\n",
     )
     host.process(100, TRAIN, cgroup="5:cpu:/x\n4:memory:/docker/abc\n0::/\n")
     found = by_component(host.sampler().sample())
