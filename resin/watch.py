@@ -138,6 +138,7 @@ class Watch:
         A diagnosis may turn a verdict: what the allocator keeps is retention, not a leak.
         """
         from .detect import refine, scan
+        from .service.echoes import without_echoes
 
         found = [
             refine(f, self._diagnoses[f.entity.key]) if f.entity.key in self._diagnoses else f
@@ -147,6 +148,7 @@ class Watch:
             f for f in found if f.entity.component not in HOST_COMPONENTS or f.metric in {"dev_shm_bytes"}
         ]
         kept = [f for f in kept if not f.entity.component.startswith(("cgroup:", "gpu:"))]
+        kept = without_echoes(kept)
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(kept, key=lambda f: (order[f.verdict], -f.severity, f.entity.pid is None, f.id))
 

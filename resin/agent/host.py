@@ -9,9 +9,10 @@ from ..model import Entity
 from .collectors import Tick
 from .procfs import HeldFile, keyed_kilobytes
 
+# slab_bytes is what the kernel cannot give back: caches of names and inodes grow without being a leak.
 _KERNEL = {
-    b"Slab": "slab_bytes",
-    b"SUnreclaim": "slab_unreclaimable_bytes",
+    b"SUnreclaim": "slab_bytes",
+    b"SReclaimable": "slab_reclaimable_bytes",
     b"KernelStack": "kernel_stack_bytes",
     b"PageTables": "page_tables_bytes",
     b"VmallocUsed": "vmalloc_bytes",
@@ -27,7 +28,7 @@ _HOST = {
 
 
 class KernelCollector:
-    """Slab, page tables, vmalloc and the host's totals from /proc/meminfo."""
+    """Unreclaimable slab, page tables, vmalloc and the host's totals from /proc/meminfo."""
 
     def __init__(self) -> None:
         self._meminfo: HeldFile | None = None

@@ -14,6 +14,7 @@ from ..model import Action, Diagnosis, Finding
 from ..store.base import SeriesStore
 from ..store.duck import Store
 from ..store.records import finding_from_json, to_json
+from .echoes import without_echoes
 
 MAX_KEPT = 2000  # findings written per detection, the most severe first
 MAX_HISTORY = 120
@@ -184,6 +185,7 @@ class Findings:
 
     def _keep(self, found: list[Finding], now: float) -> None:
         worth = [f for f in found if f.verdict in {"leak", "retention"} or f.growth_class != "flat"]
+        worth = without_echoes(worth)
         worth.sort(key=lambda f: (f.verdict != "leak", -f.severity))
         self.elided = max(0, len(worth) - MAX_KEPT)
         before = {f["id"]: f for f in self.store.records.all("finding")}

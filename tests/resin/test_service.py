@@ -139,6 +139,20 @@ def test_a_finding_on_a_process_that_ended_says_so(client, store):
     assert 'resin_findings{verdict="leak"} 1' in client.get("/metrics").text
 
 
+def test_a_job_is_no_second_finding_on_its_one_leaking_process(client):
+    job = Entity("far", "train.py:job", 41, 1000.0, LEAKER.group)
+    helpers = Entity("far", "other.py:job", 50, 1000.0, "other.py/50@1000")
+    keep(
+        client,
+        finding(),
+        finding(id="echo", entity=job, slope_bytes_per_hour=1.2e9),
+        finding(id="sum", entity=helpers),
+    )
+    assert {f["id"] for f in client.get("/api/v1/findings").json()["findings"]} == {"f1", "sum"}
+    keep(client, finding(), finding(id="echo", entity=job, slope_bytes_per_hour=9e9))
+    assert "echo" in {f["id"] for f in client.get("/api/v1/findings?status=open").json()["findings"]}
+
+
 def test_a_better_metric_takes_the_finding_over(client):
     keep(client, finding())
     client.app.state.findings.keep_diagnosis("f1", Diagnosis("f1", 41, "unknown", (), 0.1, 0.0, ()))
