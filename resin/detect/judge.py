@@ -156,7 +156,15 @@ def _leak(
             verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
     if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
-        start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
+        # The view may begin in the middle of the growth.
+        start = onset(
+            t,
+            y,
+            slope_per_s=slope / 3600.0,
+            from_s=e.start_s,
+            to_s=e.end_s,
+            tolerance_s=0.04 * one.trace_s,
+        )
     return Finding(
         id=finding_id(one.series),
         entity=one.series.entity,
