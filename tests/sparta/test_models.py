@@ -1,4 +1,5 @@
-"""Whole models, small and with random weights: the sparse model equals the masked one, and is smaller where it can be."""
+"""Whole models, small and with random weights: the sparse model equals the masked one, and is smaller where
+it can be."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def exactness(name):
 @pytest.mark.parametrize("name", zoo.ALL)
 def test_rows_pruned(name, same_as_masked):
     model, inputs = built(name)
-    fast = same_as_masked(model, zoo.rows(model, 0.5), inputs, exact=exactness(name))
+    fast = same_as_masked(model, zoo.rows(model, 0.5), inputs, exact=exactness(name), single=True)
     info = fast.meta["sparta"]
     assert info.parameters < info.parameters_before
     assert sum(s.macs for s in info.sites) < sum(s.macs_before for s in info.sites)
@@ -55,7 +56,9 @@ def test_half_of_heads_and_ffn_disappear(name, same_as_masked):
 def test_unstructured(name, same_as_masked):
     model, inputs = built(name)
     fast = same_as_masked(model, zoo.unstructured(model, 0.9), inputs, exact=exactness(name))
-    assert all(s.density < 0.3 for s in fast.meta["sparta"].sites if "classifier" not in s.name and s.name != "fc")
+    assert all(
+        s.density < 0.3 for s in fast.meta["sparta"].sites if "classifier" not in s.name and s.name != "fc"
+    )
 
 
 @pytest.mark.slow
@@ -64,7 +67,7 @@ def test_unstructured(name, same_as_masked):
 @pytest.mark.parametrize("name", zoo.ALL)
 def test_every_model_at_every_level(name, kind, sparsity, same_as_masked):
     model, inputs = built(name)
-    same_as_masked(model, getattr(zoo, kind)(model, sparsity), inputs, exact=exactness(name))
+    same_as_masked(model, getattr(zoo, kind)(model, sparsity), inputs, exact=exactness(name), single=True)
 
 
 def test_an_all_zero_layer(same_as_masked):

@@ -88,7 +88,9 @@ def test_quant_round_trip_per_channel_and_block():
     quant = Quant(scale, torch.zeros(4, 1, dtype=torch.float64), 8, -127, 127)
     assert torch.allclose(quant.fake(weight), weight, atol=float(scale.max()) / 2 + 1e-7)
     assert torch.equal(quant.quantize(weight), quant.quantize(weight).round())
-    block = Quant(torch.rand(2, 3, dtype=torch.float64) + 0.1, torch.zeros(2, 3, dtype=torch.float64), 8, -127, 127)
+    block = Quant(
+        torch.rand(2, 3, dtype=torch.float64) + 0.1, torch.zeros(2, 3, dtype=torch.float64), 8, -127, 127
+    )
     spread = block.dequantize(torch.ones(4, 6))
     assert torch.equal(spread[:2, :2], block.scale[0, 0].expand(2, 2))
     with pytest.raises(MaskError, match="quantization blocks do not divide"):
