@@ -70,11 +70,13 @@ def capture(
             program = program.run_decompositions({})
             module = program.module(check_guards=False)
     except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        advice = "Data-dependent control flow must be rewritten (torch.cond, torch.where) or kept outside the model."
+        if "Cache" in str(error):
+            advice = "The model returns a cache of keys and values: set model.config.use_cache = False."
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__} as one graph: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
-            "Data-dependent control flow must be rewritten (torch.cond, torch.where) or kept outside the "
-            "model."
+            f"torch.export could not capture {type(model).__name__} as one graph: {type(error).__name__}: {reason}\n"
+            f"{advice}"
         ) from error
     finally:
         for m, training in modes.items():

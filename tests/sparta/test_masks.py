@@ -25,11 +25,15 @@ def masks(**of_first):
     return {"0": {"weight": torch.ones(12, 8), **of_first}}
 
 
-# -- refused ---------------------------------------------------------------------------------------------------
+# -- refused ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"0": {"weight": torch.ones(8, 12)}}, MaskError, r"0\.weight: the mask has shape \(8, 12\), the parameter \(12, 8\)"),
+        (
+            {"0": {"weight": torch.ones(8, 12)}},
+            MaskError,
+            r"0\.weight: the mask has shape \(8, 12\), the parameter \(12, 8\)",
+        ),
         ({"fc9": {"weight": torch.ones(12, 8)}}, ModelMismatch, "no module 'fc9'"),
         ({"0": {"wieght": torch.ones(12, 8)}}, ModelMismatch,
          r"no parameter or buffer '0\.wieght'; did you mean '0\.weight'"),
@@ -45,8 +49,7 @@ def masks(**of_first):
             "must be finite and positive",
         ),
         (
-            {"0": {"weight": {"scale": torch.ones(5, 1), "zero_point": torch.zeros(5, 1),
-            "quant_dtype": "int8"}}},
+            {"0": {"weight": {"scale": torch.ones(5, 1), "zero_point": torch.zeros(5, 1)}}},
             MaskError,
             "5 quantization blocks do not divide size 12",
         ),
@@ -80,7 +83,7 @@ def test_no_masks_at_all():
         torchsparta.from_torch_ao(mlp())
 
 
-# -- odd but right ---------------------------------------------------------------------------------------------
+# -- odd but right ----------------------------------------------------------------------------------
 def test_an_all_zero_layer(same_as_masked):
     fast = same_as_masked(mlp(), torchsparta.from_nni(masks(weight=torch.zeros(12, 8))), X, single=True)
     assert torch.equal(
@@ -130,12 +133,10 @@ def test_masks_of_activations(same_as_masked):
     outputs[:, 5:] = 0
     tesa = torchsparta.from_nni({"0": {"_input_0": inputs, "_output_0": outputs}})
     fast = same_as_masked(mlp(), tesa, (torch.randn(2, 8),))
-    assert [s.shape for s in fast.meta["sparta"].sites] == [(5, 5), (4, 5)] or fast.meta["sparta"].sites[
-        0
-    ].shape[0] == 5
+    assert [s.shape for s in fast.meta["sparta"].sites] == [(5, 8), (4, 5)]
 
 
-# -- other sources ---------------------------------------------------------------------------------------------
+# -- other sources ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["dict", "defaultdict", "safetensors"])
 def test_mask_files(kind, tmp_path):
     mask = (torch.rand(12, 8) < 0.5).float()

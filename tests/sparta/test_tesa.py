@@ -20,7 +20,7 @@ def tesas(draw, shape=(3, 4)):
     return TeSA.from_codes(shape, torch.tensor(codes).reshape(layout), torch.tensor(values).reshape(layout))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tesas(), tesas(), tesas())
 def test_meet_and_join_are_a_lattice(a, b, c):
     for op in (TeSA.meet, TeSA.join):
@@ -31,7 +31,7 @@ def test_meet_and_join_are_a_lattice(a, b, c):
     assert a.join(a.meet(b)).same_as(a)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tesas(), tesas())
 def test_meet_is_union_of_pruned_and_fewer_bits(a, b):
     both = a.meet(b)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..capture import packet_name, symbolic_dims
+from ..errors import CaptureError
 from ..masked import ModelTeSA
 from ..propagation.analysis import Analysis
 from ..propagation.contraction import Contraction, Convolution, Linear
@@ -84,6 +85,7 @@ class _Builder:
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
         self.literals: dict[Any, fx.Node] = {}
+        self.symbols: dict[Any, fx.Node] = {}
         self.sites: list[tuple[str, SparseSite]] = []
         self.removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.folded: list[str] = []
@@ -172,6 +174,27 @@ class _Builder:
             )
         return found
 
+    def size(self, symbol: torch.SymInt) -> fx.Node | None:
+        """A node that holds a symbolic size: one that computes it already, or the size of an emitted tensor."""
+        expression = symbol.node.expr
+        if expression not in self.symbols:
+            found = self._find_size(expression)
+            if found is None:
+                return None
+            self.symbols[expression] = found
+        return self.symbols[expression]
+
+    def _find_size(self, expression: Any) -> fx.Node | None:
+        for node, emitted in self.env.items():
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and value.node.expr == expression:
+                return emitted
+            if isinstance(value, Tensor):
+                for d in symbolic_dims(value):
+                    if value.shape[d].node.expr == expression:
+                        return self.graph.call_function(aten.sym_size.int, (emitted, d))
+        return None
+
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
         return self.graph.get_attr(self.hold(f"constants.{name}", tensor.contiguous().to(self.device)))
 
@@ -245,19 +268,17 @@ class Emitter:
     def sizes(self) -> list[Any]:
         """The shape of the output: counts of what stays, symbolic sizes as they were computed."""
         symbolic = symbolic_dims(self.node_call.out)
-        given = self.node_call.at(1)
-        out = []
-        for d, axis in enumerate(self.axes.out()):
-            if d in symbolic:
-                size = (
-                    given[d]
-                    if isinstance(given, (list, tuple)) and len(given) == len(self.axes.out())
-                    else -1
+        shape = self.node_call.out.shape
+        sizes: list[Any] = [int(axis.sum()) for axis in self.axes.out()]
+        for d in symbolic:
+            found = self.builder.size(shape[d])
+            if found is None and -1 in sizes:
+                raise CaptureError(
+                    f"{self.node.name}: sizes {[str(s) for s in shape]} cannot be rebuilt; fix one of them in "
+                    "example_inputs instead of leaving it open in dynamic_shapes"
                 )
-                out.append(self.builder.env[size] if isinstance(size, fx.Node) else -1)
-            else:
-                out.append(int(axis.sum()))
-        return out
+            sizes[d] = -1 if found is None else found
+        return sizes
 
     # -- contractions --------------------------------------------------------------------------------------
     def absent(self, i: int, dim: int) -> Tensor | None:
