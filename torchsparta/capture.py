@@ -71,12 +71,12 @@ def capture(
             module = program.module(check_guards=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        advice = "Data-dependent control flow must be rewritten (torch.cond, torch.where) or kept outside the model."
+        advice = "Rewrite data-dependent control flow (torch.cond, torch.where) or keep it outside the model."
         if "Cache" in str(error):
             advice = "The model returns a cache of keys and values: set model.config.use_cache = False."
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__} as one graph: {type(error).__name__}: {reason}\n"
-            f"{advice}"
+            f"torch.export could not capture {type(model).__name__} as one graph: "
+            f"{type(error).__name__}: {reason}\n{advice}"
         ) from error
     finally:
         for m, training in modes.items():

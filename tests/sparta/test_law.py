@@ -148,7 +148,7 @@ _GRAPHS = (steps(), st.integers(0, 10**6), st.sampled_from([4, 6]))
 _OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
-@settings(max_examples=15, **_OPTIONS)
+@settings(max_examples=10, **_OPTIONS)
 @given(*_GRAPHS)
 def test_law(program, seed, width):
     holds(program, seed, width)

@@ -37,7 +37,7 @@ def masks(**of_first):
         ({"fc9": {"weight": torch.ones(12, 8)}}, ModelMismatch, "no module 'fc9'"),
         ({"0": {"wieght": torch.ones(12, 8)}}, ModelMismatch,
          r"no parameter or buffer '0\.wieght'; did you mean '0\.weight'"),
-        (masks(weight=torch.full((12, 8), 0.5)), MaskError, "96 of 96 values that are neither 0 nor 1, such as .0.5."),
+        (masks(weight=torch.full((12, 8), 0.5)), MaskError, "96 of 96 values that are neither 0 nor 1.*0.5"),
         (masks(weight=torch.full((12, 8), float("nan"))), MaskError, "contains 96 NaN"),
         ({"0": torch.ones(12, 8)}, MaskError, "expected a dictionary of targets"),
         ([torch.ones(12, 8)], MaskError, "pass the second"),

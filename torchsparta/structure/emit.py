@@ -175,7 +175,7 @@ class _Builder:
         return found
 
     def size(self, symbol: torch.SymInt) -> fx.Node | None:
-        """A node that holds a symbolic size: one that computes it already, or the size of an emitted tensor."""
+        """A node that holds a symbolic size: one that computes it, or the size of an emitted tensor."""
         expression = symbol.node.expr
         if expression not in self.symbols:
             found = self._find_size(expression)
@@ -191,7 +191,8 @@ class _Builder:
                 return emitted
             if isinstance(value, Tensor):
                 for d in symbolic_dims(value):
-                    if value.shape[d].node.expr == expression:
+                    size: Any = value.shape[d]
+                    if size.node.expr == expression:
                         return self.graph.call_function(aten.sym_size.int, (emitted, d))
         return None
 
@@ -274,7 +275,7 @@ class Emitter:
             found = self.builder.size(shape[d])
             if found is None and -1 in sizes:
                 raise CaptureError(
-                    f"{self.node.name}: sizes {[str(s) for s in shape]} cannot be rebuilt; fix one of them in "
+                    f"{self.node.name}: sizes {[str(s) for s in shape]} cannot be rebuilt; fix one in "
                     "example_inputs instead of leaving it open in dynamic_shapes"
                 )
             sizes[d] = -1 if found is None else found
