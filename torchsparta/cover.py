@@ -224,13 +224,14 @@ def cover(
     extra_s: float = 0.0,
     dots: bool = True,
     integer: bool = False,
+    panel_factor: float = 1.0,
 ) -> Cover:
     """The fastest predicted way to multiply `images` times `tokens` tokens by weight [N, K] with this mask.
 
     bits 8 or 4 with `scale` [N]: the weight is quantised; its values are stored as integers. extra_s: time that
     only the dense way spends, such as an activation that a specialised kernel fuses. dots=False leaves out the
     block-dot kernel, which convolutions cannot use. integer: int8 x int8 arithmetic (bits 8), input quantised per
-    token.
+    token. panel_factor: see `cost.time_of`.
     """
     rates = rates or rates_for(weight.device)
     n, k = weight.shape
@@ -248,7 +249,7 @@ def cover(
         options += _dot_candidates(mask, counts, itemsize, suffix)
     ways: list[tuple[Prediction, _Candidate | None]] = []
     for option in options:
-        time_s = time_of((n, k), option.works, tokens, images, rates, option.group, integer)
+        time_s = time_of((n, k), option.works, tokens, images, rates, option.group, integer, panel_factor)
         flops = 2 * sum(w.macs for _, w in option.works) * tokens * images
         nbytes = sum(w.storage_bytes for _, w in option.works)
         name = f"int{bits} {option.name}" if quantised else option.name
