@@ -43,6 +43,9 @@ SHIPPED_EFFICIENCY = {
 }  # fmt: skip
 """Share of the float32 vector peak that each class reaches: measured with AVX-512 on Emerald Rapids, two cores."""
 
+PATCH_FACTOR = 2.0
+"""Panel elements of a k x k convolution cost about twice those of a matrix: their loads are gathers under a mask."""
+
 VERSION = 2
 
 
@@ -103,8 +106,12 @@ def time_of(
     rates: Rates,
     group: int,
     integer: bool = False,
+    panel_factor: float = 1.0,
 ) -> float:
-    """Predicted seconds of one specialised layer on `images` times `m` tokens."""
+    """Predicted seconds of one specialised layer on `images` times `m` tokens.
+
+    panel_factor: cost of a panel element against that of a plain matrix (patches of an image are gathered).
+    """
     n, k = shape
     if works[0][0].startswith("dot"):
         kind, work = works[0]
@@ -116,7 +123,7 @@ def time_of(
     tokens = tokens_per_panel(m, group)
     panels = -(-m // tokens) * images
     padded = panels * tokens
-    per_column = rates.panel_s + (rates.quantise_s if integer else 0.0)
+    per_column = panel_factor * rates.panel_s + (rates.quantise_s if integer else 0.0)
     total = 2 * rates.launch_s + padded * (per_column * round_up(k + 1, 64) + rates.epilogue_s * n)
     for kind, work in works:
         total += rates.mac(kind) * work.macs * padded + rates.list_s * work.lists * panels

@@ -166,6 +166,10 @@ class _SparseLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._kernel, self._dense_weight = None, None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kernel, whose launch blocks hold addresses: it is made again at the next call."""
+        return {**super().__getstate__(), "_kernel": None, "_kernel_key": ()}  # type: ignore[misc]
+
     # -- training ------------------------------------------------------------------------------------------
     def make_trainable(self, packer: Packer, mask: Tensor | None = None) -> None:
         """Turn the weight into a dense parameter; its mask stays fixed, gradients flow only where it is alive.

@@ -63,7 +63,7 @@ def dot_program(spec: DotSpec) -> Program:
     widen = f".to({s.compute})" if s.widen or (s.values != "real" and not s.integer) else ""
     precision = "" if s.integer else ', input_precision="ieee"'
     body = [
-        f"nb = tl.load(order + tl.program_id(0))" if s.listed else "nb = tl.program_id(0)",
+        "nb = tl.load(order + tl.program_id(0))" if s.listed else "nb = tl.program_id(0)",
         f"offs_m = tl.program_id(1) * {s.tokens} + tl.arange(0, {s.tokens})",
         f"lane_n = tl.arange(0, {s.rows})",
         f"lane_k = tl.arange(0, {s.width})",
@@ -228,7 +228,9 @@ class BlockDotLinear:
         width = inner.width if isinstance(inner, RowGroups) else _dense_step(k)
         compute = "tl.float64" if dtype == torch.float64 and not self.integer else "tl.float32"
         values = f"int{self.part.bits}" if isinstance(self.part, Quantized) else "real"
-        widen = dtype == torch.bfloat16 and interpreting() and not self.integer
+        # The interpreter has no bfloat16 product, and tl.dot wants both sides of one type.
+        mixed = values == "real" and dtype != self._val.dtype
+        widen = not self.integer and (mixed or (dtype == torch.bfloat16 and interpreting()))
         return DotSpec(
             rows, width, k, tokens, -(-n // rows), listed, values, compute, self.integer, widen, epilogue
         )
