@@ -68,6 +68,15 @@ class Lowered:
     total_nodes: int
     device: torch.device
 
+    def __str__(self) -> str:
+        lines = [f"{self.lowered_nodes} of {self.total_nodes} graph nodes lowered, {len(self.externs)} extern calls"]
+        for node in self.builder.nodes:
+            args = ", ".join(f"%{a.serial}" for a in node.args)
+            lines.append(f"  {node!r}{f'  of {args}' if args else ''}")
+        lines += [f"  extern {call}" for call in self.externs]
+        found = ", ".join(f"%{o.value.serial}" if isinstance(o.value, Node) else str(o.value) for o in self.outputs)
+        return "\n".join([*lines, f"  return {found}"])
+
 
 def lower(gm: fx.GraphModule, options: Options, denied: Mapping[str, str] | None = None) -> Lowered:
     """Reads an ATen graph with fake values in `node.meta["val"]` and static shapes.
