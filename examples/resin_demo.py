@@ -116,10 +116,18 @@ def main() -> int:
         state.mkdir()
         control.mkdir()
         service = start_service(config, state)
-        jobs = start_jobs(control, 3600.0 if args.stay else args.seconds + 30.0)
-        print(f"page: {config.service_url}")
+        client = Client(config)
+        jobs: dict[int, str] = {}
         try:
-            return watch(Client(config), jobs, service, state, args)
+            if not wait_for(client, service):
+                print(
+                    f"the service did not start:\n{(state / 'service.log').read_text()[-2000:]}",
+                    file=sys.stderr,
+                )
+                return 2
+            print(f"page: {config.service_url}")
+            jobs = start_jobs(control, 3600.0 if args.stay else args.seconds + 30.0)
+            return watch(client, jobs, service, state, args)
         except KeyboardInterrupt:
             return 130
         finally:
@@ -128,6 +136,19 @@ def main() -> int:
                 os.waitpid(pid, 0)
             service.terminate()
             service.wait(timeout=30)
+
+
+def wait_for(client: Client, service: subprocess.Popen, *, seconds: float = 30.0) -> bool:
+    """Wait until the service answers: growth that nobody saw would be no growth to it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and service.poll() is None:
+        try:
+            client.get("/api/v1/findings")
+        except (Unreachable, ServiceError):
+            time.sleep(0.2)
+            continue
+        return True
+    return False
 
 
 def watch(
@@ -155,8 +176,9 @@ def watch(
     ok = is_settled(found)
     print()
     for name in JOBS:
-        for why in found.get(name, {}).get("why", ())[:1] + found.get(name, {}).get("why", [])[-1:]:
-            print(f"{name}: {why}")
+        reasons = list(found.get(name, {}).get("why", ()))
+        for reason in dict.fromkeys([*reasons[:1], *reasons[-1:]]):
+            print(f"{name}: {reason}")
     print("\nall three judged" if ok else f"\nnot settled within {args.seconds:.0f} s")
     while args.stay:
         time.sleep(1.0)

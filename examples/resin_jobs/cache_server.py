@@ -16,4 +16,4 @@ request = 0
 while time.monotonic() < END:
     render(request)
     request += 1
-    time.sleep(0.03)
+    time.sleep(0.05)
