@@ -263,7 +263,7 @@ class DetectionLoop:
                 self._react(self.findings.detect())
                 if time.monotonic() > retention_due:
                     self.findings.store.forget_before(time.time() - self.config.retention_s)
-                    retention_due = time.monotonic() + 3600.0
+                    retention_due = time.monotonic() + min(3600.0, self.config.retention_s / 4)
             except (
                 Exception
             ) as error:  # one failed pass must not end detection; /metrics and the page show it

@@ -196,22 +196,29 @@ class Store:
 
     def forget_before(self, time_s: float) -> int:
         """Delete samples older than `time_s`, entities left without any, and old sessions; returns the values."""
+        cutoff = [_ms(time_s, 0)]
         with self._write:
-            cutoff = [_ms(time_s, 0)]
-            self._connection.execute("BEGIN")
-            row = self._connection.execute("DELETE FROM samples WHERE time_ms < ?", cutoff).fetchone()
-            self._connection.execute("DELETE FROM records WHERE time_ms < ?", cutoff)
-            self._connection.execute(
-                "DELETE FROM sessions WHERE time_ms < ? OR (session, seq) NOT IN "
-                "(SELECT (session, max(seq)) FROM sessions GROUP BY session)",
-                cutoff,
-            )
-            self._connection.execute(
-                "DELETE FROM entities WHERE id NOT IN (SELECT DISTINCT entity FROM samples)"
-            )
-            self._connection.execute("COMMIT")
-            self._connection.execute("CHECKPOINT")
+            connection = self._connection
+            try:
+                connection.execute("BEGIN")
+                row = connection.execute("DELETE FROM samples WHERE time_ms < ?", cutoff).fetchone()
+                connection.execute("DELETE FROM records WHERE time_ms < ?", cutoff)
+                connection.execute(
+                    "DELETE FROM sessions WHERE time_ms < ? OR (session, seq) NOT IN "
+                    "(SELECT (session, max(seq)) FROM sessions GROUP BY session)",
+                    cutoff,
+                )
+                connection.execute(
+                    "DELETE FROM entities WHERE id NOT IN (SELECT DISTINCT entity FROM samples)"
+                )
+                connection.execute("COMMIT")
+            except duckdb.Error as error:
+                self._recover(error)
+                raise StoreError(f"cannot forget old samples of the store {self.path}: {error}") from error
             self._load()
+            # Gives the space back now; with readers at work DuckDB may refuse, and does it at the next occasion.
+            with contextlib.suppress(duckdb.Error):
+                connection.execute("CHECKPOINT")
             return int(row[0]) if row else 0
 
     def close(self) -> None:
