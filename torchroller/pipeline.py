@@ -14,21 +14,16 @@ import torch
 from torch import fx
 
 from .build import Kernel, build
-from .choose import tiling_of
+from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
-from .emit.attention import attention_tiling, emit_attention, is_attention
-from .emit.common import Tiling, TritonSource
-from .emit.contraction import emit_contraction, is_contraction, packable
-from .emit.loops import emit_loops
+from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
-from .expr import TensorExpr
 from .fuse import Fused, Group, fuse, strided_view
 from .graph import Node, base_of
 from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
 from .plan import BufferSpec, ExecutionPlan, Extern, Launch, PackedWeight, TensorView, make_plan
-from .search import Construction, construct
 from .views import NeedSplit, NotAffine
 
 log = logging.getLogger("torchroller")
@@ -59,22 +54,25 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, Group):
             with _blame(step):
                 kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
-    chosen: dict[Any, tuple[TritonSource, Construction | None]] = {}
-    picks: dict[Group, tuple[TritonSource, Construction | None]] = {}
+    directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
+    choices: dict[Any, Choice] = {}
+    picks: dict[Group, Choice] = {}
     for group, kernel in kernels.items():
         pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
         key = (kernel.expr, pack)
-        if key not in chosen:
+        if key not in choices:
             with _blame(group):
-                chosen[key] = choose(kernel.expr, spec, options, pack)
-        picks[group] = chosen[key]
-    owners = {s: group for group, (s, _) in picks.items()}
-    compiled = compile_all(executor, list(owners))
-    for source, result in zip(owners, compiled):
+                choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
+                                      measure=options.measure)  # fmt: skip
+        picks[group] = choices[key]
+    owners = {c: group for group, c in picks.items()}
+    built: dict[Choice, CompiledKernel] = {}
+    for choice, result in zip(owners, compile_all(executor, [c.source for c in owners])):
         if isinstance(result, KernelError):
-            raise GroupError(str(result), _origins(owners[source])) from result
-    built = {s: k for s, k in zip(owners, compiled) if isinstance(k, CompiledKernel)}
+            raise GroupError(str(result), _origins(owners[choice])) from result
+        keep(choice, result, executor, directory)
+        built[choice] = result
     buffers = _buffers(lowered, fused)
     packed: dict[Any, PackedWeight] = {}
     steps: list[Launch | Extern] = []
@@ -82,9 +80,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, ExternCall):
             steps.append(_extern(step, fused))
             continue
-        kernel, (source, construction) = kernels[step], picks[step]
+        kernel, choice = kernels[step], picks[step]
         names = list(kernel.buffers)
-        for layout in source.packs:
+        for layout in choice.source.packs:
             at = int(layout.tensor[1:])
             key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
             if key not in packed:
@@ -93,7 +91,8 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
             names[at] = packed[key].name
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
-        steps.append(Launch(built[source], tuple(names), writes, kernel.expr, construction))
+        steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
+                            choice.measured_s))  # fmt: skip
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
     return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
 
@@ -134,23 +133,6 @@ def device_spec(device: torch.device) -> DeviceSpec:
     if torch.version.hip:
         return DeviceSpec.for_target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
     return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
-
-
-def choose(expr: TensorExpr, spec: DeviceSpec, options: Options, pack: bool) -> tuple[TritonSource, Construction | None]:
-    """The kernel text of the best rProgram, and what the search found."""
-    if is_attention(expr):
-        return emit(expr, attention_tiling(expr, spec.is_cpu), pack), None
-    construction = construct(expr, spec, top_k=options.topk)
-    return emit(expr, tiling_of(construction.best), pack), construction
-
-
-def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
-    """Triton text of an expression under a tiling."""
-    if is_attention(expr):
-        return emit_attention(expr, tiling, expr.name)
-    if is_contraction(expr):
-        return emit_contraction(expr, tiling, expr.name, pack)
-    return emit_loops(expr, tiling, expr.name)
 
 
 def kernel_name(group: Group) -> str:

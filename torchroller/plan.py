@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
+from .search import Construction
 
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
@@ -45,15 +46,24 @@ class BufferSpec:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel on buffers. `programs` are the ranked rPrograms it was chosen from, best first."""
+    """One kernel on buffers.
+
+    `chosen` is the rank of its rProgram in `construction`; `measured_s` the times of the ranked rPrograms where
+    they were measured. `search` makes the construction when someone asks (a cached kernel was not searched for).
+    """
 
     kernel: CompiledKernel
     buffers: tuple[str, ...]
     writes: tuple[str, ...]
     expr: TensorExpr
-    construction: Any = None
+    search: Callable[[], Construction | None]
     chosen: int = 0
     measured_s: tuple[float, ...] | None = None
+
+    @property
+    def construction(self) -> Construction | None:
+        """The ranked rPrograms, best first; None for attention kernels, whose tiles are not searched."""
+        return self.search()
 
 
 @dataclass(frozen=True)
@@ -371,7 +381,8 @@ class _Segment:
 
 def _scratch(launch: Launch, utils: Any) -> tuple[dict[str, Any], Any]:
     """Scratch memory of a kernel that needs it: threads x stride bytes, owned by this instance."""
-    need = int(getattr(launch.kernel.handle.metadata, "scratch_bytes", 0) or 0)
+    metadata = launch.kernel.handle.metadata
+    need = int(metadata["scratch_bytes"] if isinstance(metadata, dict) else metadata.scratch_bytes)
     if not need:
         return {}, None
     stride = -(-need // 64) * 64
