@@ -41,7 +41,9 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
     """The kernel for `expr`; from the disk cache where it has been chosen before."""
     plain = replace(expr, source=())
     search = functools.partial(ranked, plain, spec, topk)
-    key = store.key_of(plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure, check)
+    key = store.key_of(
+        plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure, check
+    )
     entry = store.read(directory, key)
     if entry is not None:
         restored = known(executor, entry.source) or executor.restore(entry.source, entry.code, entry.metadata)
@@ -63,7 +65,11 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
     """Writes a newly compiled choice to the disk cache."""
     if not choice.cached and executor.name == "native":
         code, metadata = executor.code(kernel)
-        store.write(directory, choice.key, store.Entry(choice.source, code, metadata, choice.chosen, choice.measured_s))
+        store.write(
+            directory,
+            choice.key,
+            store.Entry(choice.source, code, metadata, choice.chosen, choice.measured_s),
+        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -86,7 +92,9 @@ def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = Fal
     return emit_loops(expr, tiling, expr.name, check)
 
 
-def timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int = 5) -> list[float]:
+def timings(
+    expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int = 5
+) -> list[float]:
     """Seconds of each kernel on zeroed tensors, the least of `repeat` rounds in which they take turns."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -94,7 +102,9 @@ def timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executo
         return _timings(expr, sources, executor, repeat)
 
 
-def _timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int) -> list[float]:
+def _timings(
+    expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int
+) -> list[float]:
     kernels = compile_all(executor, sources)
     tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
     best = [float("inf")] * len(kernels)
@@ -115,7 +125,9 @@ def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]
     """Tensors that are large enough for every access; zeros are valid indices and benign numbers."""
     need: dict[str, tuple[int, str]] = {}
     for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = access.offset + 1 + sum(max(st, 0) * (size - 1) for st, size in zip(access.strides, access.shape))
+        span = (
+            access.offset + 1 + sum(max(st, 0) * (size - 1) for st, size in zip(access.strides, access.shape))
+        )
         need[access.tensor] = (max(span, need.get(access.tensor, (0, ""))[0]), access.dtype)
     for pack in source.packs:
         need[pack.tensor] = (pack.elements, pack.dtype)

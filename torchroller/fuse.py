@@ -19,7 +19,18 @@ import torch
 from .graph import Builder, Node, base_of, contiguous_strides
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
-from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forward, reshaped_strides, substitute
+from .views import (
+    ZERO,
+    Index,
+    Ix,
+    NeedSplit,
+    NotAffine,
+    axis,
+    backward,
+    forward,
+    reshaped_strides,
+    substitute,
+)
 
 MAX_MEMBERS = 48
 MAX_TENSORS = 20
@@ -39,7 +50,9 @@ class Group:
     reduced: tuple[str, ...] = ()
     index: dict[Node, Index] = field(default_factory=dict)
     operands: dict[Node, tuple[Index, ...]] = field(default_factory=dict)  # of reduce and dot members
-    root: tuple[tuple[int, ...], tuple[int, ...], Index] | None = None  # shape, dims, index of a reduction's operand
+    root: tuple[tuple[int, ...], tuple[int, ...], Index] | None = (
+        None  # shape, dims, index of a reduction's operand
+    )
     depends: set[Any] = field(default_factory=set)  # groups and extern calls that must run before
     tensors: set[Node] = field(default_factory=set)
 
@@ -136,11 +149,18 @@ class _Fuser:
             strides = self.view_strides(value, self.guess(base))
             if strides is None or (out.strides and not _same_layout(value.shape, strides[0], out.strides)):
                 value = self.b.copy(value)
-        elif base.kind not in ("input", "extern") and out.strides and not _same_layout(
-            value.shape, self.guess(base)[0], out.strides
+        elif (
+            base.kind not in ("input", "extern")
+            and out.strides
+            and not _same_layout(value.shape, self.guess(base)[0], out.strides)
         ):
             value = self.b.copy(value)
-        if value.kind == "pointwise" and value.fn == "copy" and out.strides and _dense(value.shape, out.strides):
+        if (
+            value.kind == "pointwise"
+            and value.fn == "copy"
+            and out.strides
+            and _dense(value.shape, out.strides)
+        ):
             self.place(value, out.strides)
         self.forced.add(base_of(value))
         return value
@@ -356,7 +376,9 @@ class _Fuser:
         new = tuple(self.plain(a) for a in node.args)
         object.__setattr__(node, "args", new)
         if node.index:
-            object.__setattr__(node, "index", tuple(self.plain(i) if isinstance(i, Node) else i for i in node.index))
+            object.__setattr__(
+                node, "index", tuple(self.plain(i) if isinstance(i, Node) else i for i in node.index)
+            )
 
     def plain(self, value: Node) -> Node:
         """`value` with every reshape in its chain of views made from a stored, contiguous value."""
@@ -366,7 +388,11 @@ class _Fuser:
             return value
         source = value.args[0]
         if value.view[0] == "reshape":
-            if source.kind == "view" or base_of(source).kind in ("input", "extern") or base_of(source) in self.inline:
+            if (
+                source.kind == "view"
+                or base_of(source).kind in ("input", "extern")
+                or base_of(source) in self.inline
+            ):
                 source = self.stored_copy(self.plain(source))
             else:
                 self.store(source)
@@ -471,9 +497,7 @@ class _Fuser:
         """Does `index` run over the whole iteration space, or (in a reduction) over exactly its rows?"""
         used = {a for ix in index for a, _ in ix.terms}
         reduced = set(group.reduced)
-        if group.kind == "dot":
-            wanted = set(group.extents) - reduced
-        elif reduced and not used & reduced:
+        if group.kind == "dot" or reduced and not used & reduced:
             wanted = set(group.extents) - reduced
         else:
             wanted = set(group.extents)
@@ -485,10 +509,10 @@ class _Fuser:
     def readable(self, group: Group, value: Node, index: Index, reads: set[Node]) -> None:
         """Raises NotAffine unless `value` can be had at `index` inside `group`; collects stored tensors read."""
         base = base_of(value)
-        if base not in group.index and (base not in self.inline or base in self.home):
-            if value is base or strided_view(value, *self.guess(base)) is not None:
-                reads.add(base)
-                return
+        stored = base not in group.index and (base not in self.inline or base in self.home)
+        if stored and (value is base or strided_view(value, *self.guess(base)) is not None):
+            reads.add(base)
+            return
         while value.kind == "view":
             index = backward(value.view, value.args[0].shape, value.shape, index, group.extents)
             value = value.args[0]
@@ -716,7 +740,9 @@ class _Fuser:
             if node not in self.storage:
                 self.place(node, node.strides or contiguous_strides(node.shape))
 
-    def view_strides(self, value: Node, at: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int] | None:
+    def view_strides(
+        self, value: Node, at: tuple[tuple[int, ...], int]
+    ) -> tuple[tuple[int, ...], int] | None:
         return strided_view(value, *at)
 
     def schedule(self) -> list[Any]:
@@ -738,7 +764,11 @@ class _Fuser:
                 if x in done:
                     continue
                 stack.append((x, True))
-                stack += [(d, False) for d in sorted(self.depends_of(x), key=self.age, reverse=True) if d not in done]
+                stack += [
+                    (d, False)
+                    for d in sorted(self.depends_of(x), key=self.age, reverse=True)
+                    if d not in done
+                ]
 
         for item in sorted(items, key=self.age):
             visit(item)

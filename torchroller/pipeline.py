@@ -54,7 +54,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
     for step in fused.steps:
         if isinstance(step, Group):
             with _blame(step):
-                kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
+                kernels[step] = build(
+                    step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step)
+                )
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
     checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
@@ -87,7 +89,15 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         names = list(kernel.buffers)
         for layout in choice.source.packs:
             at = int(layout.tensor[1:])
-            key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
+            key = (
+                names[at],
+                layout.n_shape,
+                layout.n_strides,
+                layout.k,
+                layout.k_stride,
+                layout.offset,
+                layout.block,
+            )
             if key not in packed:
                 name = f"packed{len(packed)}"
                 packed[key] = PackedWeight(name, names[at], layout)
@@ -100,7 +110,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
                             choice.measured_s))  # fmt: skip
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
-    return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
+    return make_plan(
+        steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
+    )
 
 
 @contextlib.contextmanager
@@ -140,8 +152,12 @@ def device_spec(device: torch.device) -> DeviceSpec:
         return cpu(torch.get_num_threads())
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return DeviceSpec.for_target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
-    return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
+        return DeviceSpec.for_target(
+            "hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count
+        )
+    return DeviceSpec.for_target(
+        "cuda", 10 * properties.major + properties.minor, properties.multi_processor_count
+    )
 
 
 def kernel_name(group: Group) -> str:
@@ -184,9 +200,12 @@ def _extern(call: ExternCall, fused: Fused) -> Extern:
     args = fx.node.map_aggregate(call.args, swap)
     kwargs = fx.node.map_aggregate(call.kwargs, swap)
     results = tuple(
-        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
+        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides)
+        for r in call.results
     )
-    return Extern(call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where)
+    return Extern(
+        call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where
+    )
 
 
 def with_options(options: Options, **changes: Any) -> Options:

@@ -125,7 +125,9 @@ def test_a_clone_is_memory_of_its_own():
 
 def test_calls_from_many_threads():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)
+    )
     xs = [torch.randn(16, 64) for _ in range(4)]
     with torch.no_grad():
         fn, wants = compiled(net), [net(x) for x in xs]
@@ -181,7 +183,9 @@ def test_a_failing_emitter_becomes_extern_calls(monkeypatch):
 
 def test_shapes_that_change_are_specialised():
     layer = torch.nn.Linear(8, 16)
-    fn = torch.compile(lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True)
+    fn = torch.compile(
+        lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True
+    )
     for n in (3, 5, 7, 5, 1):
         x = torch.randn(n, 8, requires_grad=True)
         fn(x).square().sum().backward()
