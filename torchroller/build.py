@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
-from .fuse import Fused, Group, strided_view
 from .graph import Node, base_of, compute_type
+from .groups import Fused, Group, strided_view
 from .views import Index, Ix, backward
 
 FIXED = frozenset(("k", "n", "d"))  # contracted axes of dots: the emitters want each as one axis

@@ -19,8 +19,9 @@ from .device import DeviceSpec, cpu
 from .emit.common import indirect
 from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
-from .fuse import Fused, Group, fuse, strided_view
+from .fuse import fuse
 from .graph import Node, base_of
+from .groups import Fused, Group, strided_view
 from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options

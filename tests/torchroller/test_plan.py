@@ -233,6 +233,6 @@ def test_an_index_out_of_range_raises_as_in_aten(executor):
     good = torch.tensor([1, 9, 0])
     torch.testing.assert_close(fn(good, table), table[good] * 2)
     for bad in ([1, 10, 0], [1, -1, 0]):
-        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_mul"):
+        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_embedding_mul"):
             fn(torch.tensor(bad), table)
     torch.testing.assert_close(fn(good, table), table[good] * 2)
