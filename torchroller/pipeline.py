@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,10 +110,22 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
         steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
                             choice.measured_s))  # fmt: skip
+    if options.dump_dir:
+        _dump(options.dump_dir, steps)
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
     return make_plan(
         steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
     )
+
+
+def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
+    """Writes every launch's Triton text (its tensor expression stands in the comments) in order of execution."""
+    at = Path(directory)
+    at.mkdir(parents=True, exist_ok=True)
+    first = len(list(at.glob("*.py")))
+    for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
+        source = step.kernel.source
+        (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
 
 
 @contextlib.contextmanager
@@ -207,7 +219,3 @@ def _extern(call: ExternCall, fused: Fused) -> Extern:
     return Extern(
         call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where
     )
-
-
-def with_options(options: Options, **changes: Any) -> Options:
-    return dataclasses.replace(options, **changes)

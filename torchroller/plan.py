@@ -253,6 +253,7 @@ class _Instance:
         self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
         self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
         self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
+        self.held: dict[int, torch.Tensor] = {}
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
         self.segments = self.native_segments() if plan.executor.native else self.steps()
 
@@ -285,7 +286,9 @@ class _Instance:
             storages[slot] = storage
             addresses[slot] = storage.data_ptr()
         for slot, packed in self.packs:
-            addresses[slot] = self.packed_address(packed, args)
+            held = self.packed_weight(packed, args)
+            self.held[slot] = held  # another thread may pack again while our kernels still read this
+            addresses[slot] = held.data_ptr()
         results: dict[str, torch.Tensor] = {}
         for step in self.segments:
             if isinstance(step, _Segment):
@@ -302,7 +305,7 @@ class _Instance:
         args.clear()
         return made
 
-    def packed_address(self, packed: PackedWeight, args: list[Any]) -> int:
+    def packed_weight(self, packed: PackedWeight, args: list[Any]) -> torch.Tensor:
         spec = self.plan.buffers[packed.source]
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
         if source.is_inference():
@@ -312,7 +315,7 @@ class _Instance:
         if have is None or have[0] != key:
             have = (key, pack(source, packed.pack))
             self.plan.weights[packed.name] = have
-        return have[1].data_ptr()
+        return have[1]
 
     def flat(
         self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]

@@ -28,14 +28,24 @@ class Model(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Embedding(50, 64)
         self.norm = torch.nn.LayerNorm(64)
-        self.qkv, self.up, self.down = torch.nn.Linear(64, 192), torch.nn.Linear(64, 256), torch.nn.Linear(256, 64)
+        self.qkv, self.up, self.down = (
+            torch.nn.Linear(64, 192),
+            torch.nn.Linear(64, 256),
+            torch.nn.Linear(256, 64),
+        )
 
     def forward(self, ids):
         x = self.norm(self.table(ids))
         q, k, v = (t.unflatten(-1, (4, 16)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         y = x + self.down(F.gelu(self.up(a)))
-        return y.mean(1), y.sum(0).amax(), (y @ y.mT).softmax(-1), y[:, 0] @ self.up.weight.mT, y.tanh().argmax(-1)
+        return (
+            y.mean(1),
+            y.sum(0).amax(),
+            (y @ y.mT).softmax(-1),
+            y[:, 0] @ self.up.weight.mT,
+            y.tanh().argmax(-1),
+        )
 
 
 @pytest.mark.slow
@@ -47,7 +57,11 @@ def test_every_kernel_compiles_and_fits(name):
     plan = judge(Model().eval(), torch.randint(0, 50, (2, 24)))
     assert not plan.externs
     for expr in {launch.expr for launch in plan.launches}:
-        tiling = attention_tiling(expr, False) if is_attention(expr) else tiling_of(construct(expr, spec).best, False)
+        tiling = (
+            attention_tiling(expr, False)
+            if is_attention(expr)
+            else tiling_of(construct(expr, spec).best, False)
+        )
         source = emit(expr, tiling)
         fn = getattr(kernel.load_module(source, kernel.cache_dir()), source.name)
         built = triton.compile(

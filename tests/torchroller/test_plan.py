@@ -236,3 +236,10 @@ def test_an_index_out_of_range_raises_as_in_aten(executor):
         with pytest.raises(IndexError, match="index out of range in one of the kernels fused_embedding_mul"):
             fn(torch.tensor(bad), table)
     torch.testing.assert_close(fn(good, table), table[good] * 2)
+
+
+def test_kernels_are_dumped_where_asked(tmp_path):
+    compiled(lambda x: x.softmax(-1) @ x.mT, dump_dir=str(tmp_path / "out"))(torch.randn(8, 8))
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert len(files) == 2 and files[0].startswith("000_fused_") and files[1].startswith("001_fused_")
+    assert "reduce fmax" in (tmp_path / "out" / files[0]).read_text()
