@@ -130,9 +130,15 @@ class ExecutionPlan:
 
     def index_error(self) -> str:
         """What to say when an index was out of range: the kernels that check, with their operators."""
-        where = [f"{x.kernel.source.name} (from {', '.join(x.expr.source)})" for x in self.launches if x.kernel.source.flags]
+        where = [
+            f"{x.kernel.source.name} (from {', '.join(x.expr.source)})"
+            for x in self.launches
+            if x.kernel.source.flags
+        ]
         return (
-            "index out of range in one of the kernels " + "; ".join(where) + ". Look for an embedding, index or gather "
+            "index out of range in one of the kernels "
+            + "; ".join(where)
+            + ". Look for an embedding, index or gather "
             "whose index is negative or not below the size of the indexed dimension; run eagerly to see the line."
         )
 
@@ -147,10 +153,14 @@ class ExecutionPlan:
             self.free.append(instance)
 
     def __str__(self) -> str:
-        lines = [f"plan: {len(self.launches)} launches, {len(self.externs)} extern calls, arena {self.arena_bytes} bytes"]
+        lines = [
+            f"plan: {len(self.launches)} launches, {len(self.externs)} extern calls, arena {self.arena_bytes} bytes"
+        ]
         for step in self.steps:
             if isinstance(step, Launch):
-                lines.append(f"  {step.kernel.source.name}({', '.join(step.buffers)}) -> {', '.join(step.writes)}")
+                lines.append(
+                    f"  {step.kernel.source.name}({', '.join(step.buffers)}) -> {', '.join(step.writes)}"
+                )
             else:
                 lines.append(f"  extern {step}")
         return "\n".join(lines)
@@ -243,6 +253,7 @@ class _Instance:
         self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
         self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
         self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
+        self.held: dict[int, torch.Tensor] = {}
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
         self.segments = self.native_segments() if plan.executor.native else self.steps()
 
@@ -275,7 +286,9 @@ class _Instance:
             storages[slot] = storage
             addresses[slot] = storage.data_ptr()
         for slot, packed in self.packs:
-            addresses[slot] = self.packed_address(packed, args)
+            held = self.packed_weight(packed, args)
+            self.held[slot] = held  # another thread may pack again while our kernels still read this
+            addresses[slot] = held.data_ptr()
         results: dict[str, torch.Tensor] = {}
         for step in self.segments:
             if isinstance(step, _Segment):
@@ -292,7 +305,7 @@ class _Instance:
         args.clear()
         return made
 
-    def packed_address(self, packed: PackedWeight, args: list[Any]) -> int:
+    def packed_weight(self, packed: PackedWeight, args: list[Any]) -> torch.Tensor:
         spec = self.plan.buffers[packed.source]
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
         if source.is_inference():
@@ -302,15 +315,19 @@ class _Instance:
         if have is None or have[0] != key:
             have = (key, pack(source, packed.pack))
             self.plan.weights[packed.name] = have
-        return have[1].data_ptr()
+        return have[1]
 
-    def flat(self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+    def flat(
+        self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> torch.Tensor:
         """A tensor whose data pointer is the buffer's, for executors that want tensors."""
         spec = self.plan.buffers[name]
         tensor = self.view(TensorView(name, spec.dtype, (1,), (1,)), args, storages, results)
         return tensor.view(torch.int8) if tensor.dtype == torch.bool else tensor
 
-    def view(self, v: TensorView, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+    def view(
+        self, v: TensorView, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> torch.Tensor:
         spec = self.plan.buffers[v.buffer]
         if spec.kind == "input":
             source = args[spec.number]
@@ -332,7 +349,9 @@ class _Instance:
             return source
         return torch.as_strided(source.detach(), v.shape, v.strides, source.storage_offset() + v.offset)
 
-    def extern(self, step: Extern, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> None:
+    def extern(
+        self, step: Extern, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> None:
         get = lambda v: self.view(v, args, storages, results)  # noqa: E731
         with torch.no_grad():
             value = step.target(*_map(step.args, get), **_map(step.kwargs, get))
@@ -406,8 +425,8 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
             return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
         out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
         whole = layout.n // layout.block
-        out[:whole] = matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
+        out[:whole] = (
+            matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
+        )
         out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
     return out
-
-

@@ -16,7 +16,10 @@ def bert():
                                      vocab_size=100)  # fmt: skip
     mask = torch.ones(2, 16, dtype=torch.long)
     mask[1, 10:] = 0
-    return transformers.BertModel(config), {"input_ids": torch.randint(0, 100, (2, 16)), "attention_mask": mask}
+    return transformers.BertModel(config), {
+        "input_ids": torch.randint(0, 100, (2, 16)),
+        "attention_mask": mask,
+    }
 
 
 def gpt2():
