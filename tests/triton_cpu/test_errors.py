@@ -7,9 +7,8 @@ import pickle
 
 import pytest
 import torch
-from oracle import needs_backend, triton
-
 import triton.language as tl
+from oracle import needs_backend, triton
 
 from torchroller.triton_cpu.errors import DeviceAssertion, UnsupportedOperation
 
