@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "explain": "torchroller.report",
-    "last_report": "torchroller.backend",
+    "last_report": "torchroller.report",
     "DeviceSpec": "torchroller.device",
     "construct": "torchroller.search",
 }

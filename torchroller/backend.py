@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .specialise import Specialised, is_symbolic
 log = logging.getLogger("torchroller")
 _RECENT = 64
 _last: list[ExecutionPlan | EagerPlan] = []
+_traces: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = None,
@@ -44,6 +46,11 @@ def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = 
 def last_plans() -> tuple[ExecutionPlan | EagerPlan, ...]:
     """The plans made most recently in this process, oldest first (forward, backward, further graphs)."""
     return tuple(_last)
+
+
+def traces_of(plan: ExecutionPlan | EagerPlan) -> Mapping[str, str]:
+    """The user's stack trace per FX node name of the graph that a plan was made from."""
+    return _traces.get(plan, {})
 
 
 def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options,
@@ -75,6 +82,7 @@ class _Runner:
             return self.plan(args)
         except UntrackedWeight as error:
             log.info("torchroller: %s; compiling without packed weights", error)
+            _last[:] = [p for p in _last if p is not self.plan]
             self.plan = make_plan(self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static)
             return self.plan(args)
 
@@ -93,6 +101,7 @@ def make_plan(gm: fx.GraphModule, inputs: Sequence[Any], options: Options,
         log.warning("torchroller: a graph runs in ATen because compiling it failed: %s: %s", type(error).__name__, error)
         log.debug("compiling failed", exc_info=True)
         plan = EagerPlan(gm, f"compiling the graph failed: {type(error).__name__}: {error}")
+    _traces[plan] = {n.name: n.stack_trace for n in gm.graph.nodes if n.stack_trace}
     _last.append(plan)
     del _last[:-_RECENT]
     return plan

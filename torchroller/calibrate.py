@@ -11,8 +11,8 @@ import ctypes
 import time
 from collections.abc import Callable
 
-from torchroller.device import MiB
 from torchroller.host import Calibration, host_isa, usable_cores
+from torchroller.spec import MiB
 
 _CHAINS = 16  # independent accumulators: more than latency times pipes of any CPU
 _LOOPS = 200_000

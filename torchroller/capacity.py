@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torchroller.device import TRITON_MAX_NUMEL, size_text
+from torchroller.spec import TRITON_MAX_NUMEL, size_text
 from torchroller.tile import ceil_div, next_pow2
 from torchroller.traffic import Tiled
 

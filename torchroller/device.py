@@ -1,188 +1,54 @@
-"""What the search knows about a machine: `DeviceSpec`, data only.
-
-    DeviceSpec = memory levels (outermost first) + compute units + peaks + limits of one program
-
-A program is one instance of a Triton kernel; a unit is what runs programs: an SM, a CU, a CPU core.
-`search.construct` is the same function for every device: whatever differs stands in the spec. To add a
-device, write one spec (docs/recipes/add_a_device.md).
+"""Devices: the CPU under us and the GPUs that are shipped, each one `DeviceSpec` of data.
 
 Figures of GPUs are data-sheet peaks, dense (no structured sparsity), with the source in `source`. Cache
 bandwidths, which vendors seldom state, follow from bytes per clock times clock or from the cited
-measurement. They rank candidates; they do not promise times.
+measurement. They rank candidates; they do not promise times. To add a device: docs/recipes/add_a_device.md.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-KiB = 1024
-MiB = 1024 * KiB
-GiB = 1024 * MiB
-GB_S = 1e9
-TB_S = 1e12
-TFLOPS = 1e12
+from torchroller.spec import (
+    GB_S,
+    TB_S,
+    TFLOPS,
+    TRITON_MAX_NUMEL,
+    DeviceSpec,
+    GiB,
+    KiB,
+    MemLevel,
+    MiB,
+    Peak,
+    rate_text,
+    size_text,
+)
 
-TRITON_MAX_NUMEL = 1 << 20  # triton.language.core.TRITON_MAX_TENSOR_NUMEL: elements in one block tensor
-
-
-@dataclass(frozen=True)
-class MemLevel:
-    """One level of the memory hierarchy.
-
-    capacity_bytes and bandwidth_bytes_per_s belong to one instance, which one unit (`private`) or all use.
-    `run_overhead_bytes` is what starting a new contiguous run
-    costs, in bytes not transferred meanwhile: hardware prefetchers and TLBs make it large on a CPU.
-    """
-
-    name: str
-    capacity_bytes: int
-    bandwidth_bytes_per_s: float
-    transaction_bytes: int
-    private: bool = False
-    latency_s: float = 0.0
-    unit_bandwidth_bytes_per_s: float = 0.0  # what one unit alone can draw from a shared level; 0: everything
-    run_overhead_bytes: int = 0
-    explicit: bool = False  # programs stage tiles there by hand (shared memory); otherwise it is a cache
-
-
-@dataclass(frozen=True)
-class Peak:
-    """FLOP/s of the whole device for one operand type, on its vector and on its matrix units.
-
-    `instruction` is the shape m, n, k of one matrix instruction; `matrix_flops` is None where `tl.dot` of
-    that type runs on the vector units.
-    """
-
-    dtype: str
-    vector_flops: float
-    matrix_flops: float | None = None
-    instruction: tuple[int, int, int] = (1, 1, 1)
-
-
-@dataclass(frozen=True)
-class DeviceSpec:
-    """A device. `levels` runs from the outermost (DRAM) to the innermost (registers excluded)."""
-
-    name: str
-    kind: str  # cpu | cuda | hip: the name of the Triton backend
-    arch: str  # 90, gfx942, or the LLVM name of the CPU
-    units: int
-    levels: tuple[MemLevel, ...]
-    peaks: tuple[Peak, ...]
-    warp_size: int
-    max_warps: int  # warps of one program; 1 on a CPU
-    unit_warps: int  # warps resident on one unit
-    unit_partitions: int  # schedulers of one unit; fewer warps than this leave some idle
-    unit_registers: int  # 32-bit registers of one unit
-    thread_registers: int  # 32-bit registers of one thread
-    program_scratch_bytes: int  # explicit scratch (shared memory) that one program may take
-    unit_scratch_bytes: int
-    accumulator_bytes: int  # dedicated accumulator memory of a unit (tensor memory); 0: in registers
-    stages: tuple[int, ...]  # software pipeline depths worth trying
-    vector_bytes: int  # width of one load, store or FMA instruction of one lane group
-    micro_kernels: tuple[tuple[int, int], ...]  # rows x vectors of the register block of tl.dot; () on a GPU
-    launch_s: float  # one kernel launch
-    fork_s: float  # waking the other units when there is more than one program; part of launch_s on a GPU
-    program_s: float  # starting one program on a unit
-    step_s: float  # one iteration of a reduction loop: barriers, address arithmetic, call of the micro-kernel
-    exposed: float  # share of the slower-than-bottleneck stages that does not overlap
-    skew: float  # how much longer the unluckiest unit takes for one program (noise, other processes)
-    raster_group: int = 1  # programs along the first axis that emitters order together for cache reuse
-    source: str = ""
-
-    @property
-    def is_cpu(self) -> bool:
-        return not self.max_warps > 1
-
-    @property
-    def dram(self) -> MemLevel:
-        return self.levels[0]
-
-    @property
-    def shared_levels(self) -> tuple[MemLevel, ...]:
-        """Caches between DRAM and the units that several units use together (L3 of a CPU, L2 of a GPU)."""
-        return tuple(lv for lv in self.levels[1:] if not lv.private)
-
-    @property
-    def private_levels(self) -> tuple[MemLevel, ...]:
-        """Levels that belong to one unit, outermost first (L2 and L1 of a CPU, shared memory of a GPU)."""
-        return tuple(lv for lv in self.levels[1:] if lv.private)
-
-    def peak(self, dtype: str) -> Peak:
-        """Peaks for operands of `dtype`; types without an entry run at float32 rate (integers, bool)."""
-        by_name = {p.dtype: p for p in self.peaks}
-        return by_name.get(dtype) or by_name["float32"]
-
-    def lanes(self, itemsize: int) -> int:
-        return max(1, self.vector_bytes // itemsize)
-
-    @staticmethod
-    def for_target(backend: str, arch: object = None, units: int | None = None) -> DeviceSpec:
-        """The spec for a Triton target: ("cpu", …), ("cuda", 80 | 90 | 100 | …), ("hip", "gfx942" | …).
-
-        An architecture that is not shipped takes the spec of its closest relative, within its own limit of
-        shared memory. `units` overrides the number of SMs or CUs, for instance with
-        `torch.cuda.get_device_properties(0).multi_processor_count`. Raises ValueError for an unknown backend.
-        """
-        if backend == "cpu":
-            return cpu()
-        family = [d for d in SHIPPED if d.kind == backend]
-        if not family:
-            raise ValueError(
-                f"no device of Triton backend {backend!r}: known are cpu, cuda and hip. "
-                "Write a DeviceSpec for it (docs/recipes/add_a_device.md)."
-            )
-        arch_name = str(arch)
-        if arch_name in _RELATIVES:
-            relative, scratch_kib, warp_size = _RELATIVES[arch_name]
-            spec = replace(
-                relative,
-                name=f"{backend} {arch_name} (like {relative.name})",
-                arch=arch_name,
-                program_scratch_bytes=scratch_kib * KiB,
-                unit_scratch_bytes=max(scratch_kib * KiB, min(relative.unit_scratch_bytes, 100 * KiB)),
-                warp_size=warp_size,
-            )
-        else:
-            exact = [d for d in family if d.arch == arch_name]
-            older = [d for d in family if _arch_number(d.arch) <= _arch_number(arch)]
-            spec = (exact or list(reversed(older)) or family)[0]
-        return replace(spec, units=units, name=f"{spec.name}, {units} units") if units else spec
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}  [{self.kind} {self.arch}]  {self.units} units"]
-        for lv in self.levels:
-            who = "private" if lv.private else "shared"
-            lines.append(
-                f"  {lv.name:<10} {size_text(lv.capacity_bytes):>9}  "
-                f"{rate_text(lv.bandwidth_bytes_per_s):>8}/s  transaction {lv.transaction_bytes} B  {who}"
-            )
-        if self.is_cpu:
-            blocks = ", ".join(f"{r}x{v * self.lanes(4)}" for r, v in self.micro_kernels)
-            lines.append(f"  registers  {self.vector_bytes * 8}-bit vectors, fp32 register blocks {blocks}")
-        else:
-            lines.append(
-                f"  registers  {self.unit_registers} per unit, {self.thread_registers} per thread, warps of "
-                f"{self.warp_size}; shared memory {size_text(self.program_scratch_bytes)} per program"
-            )
-        for p in self.peaks:
-            matrix = "" if p.matrix_flops is None else f", matrix {p.matrix_flops / TFLOPS:.4g}"
-            lines.append(f"  {p.dtype:<10} vector {p.vector_flops / TFLOPS:.4g}{matrix} TFLOP/s")
-        if self.source:
-            lines.append(f"  source     {self.source}")
-        return "\n".join(lines)
-
-
-def size_text(n: float) -> str:
-    for unit, size in (("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
-        if n >= size:
-            return f"{n / size:.4g} {unit}"
-    return f"{n:.0f} B"
-
-
-def rate_text(n: float) -> str:
-    return f"{n / TB_S:.3g} TB" if n >= TB_S else f"{n / GB_S:.3g} GB"
+__all__ = [
+    "A100",
+    "B200",
+    "DeviceSpec",
+    "GB_S",
+    "GiB",
+    "H100",
+    "H200",
+    "KiB",
+    "MI300X",
+    "MemLevel",
+    "MiB",
+    "Peak",
+    "SHIPPED",
+    "TB_S",
+    "TFLOPS",
+    "TRITON_MAX_NUMEL",
+    "V100",
+    "by_name",
+    "cpu",
+    "for_target",
+    "rate_text",
+    "size_text",
+]
 
 
 def _arch_number(arch: object) -> int:
@@ -426,3 +292,36 @@ def by_name(name: str) -> DeviceSpec:
         if spec.name.lower() == name.lower():
             return spec
     raise ValueError(f"no device named {name!r}: known are cpu, {', '.join(d.name for d in SHIPPED)}")
+
+
+def for_target(backend: str, arch: object = None, units: int | None = None) -> DeviceSpec:
+    """The spec for a Triton target: ("cpu", …), ("cuda", 80 | 90 | 100 | …), ("hip", "gfx942" | …).
+
+    An architecture that is not shipped takes the spec of its closest relative, within its own limit of
+    shared memory. `units` overrides the number of SMs or CUs, for instance with
+    `torch.cuda.get_device_properties(0).multi_processor_count`. Raises ValueError for an unknown backend.
+    """
+    if backend == "cpu":
+        return cpu()
+    family = [d for d in SHIPPED if d.kind == backend]
+    if not family:
+        raise ValueError(
+            f"no device of Triton backend {backend!r}: known are cpu, cuda and hip. "
+            "Write a DeviceSpec for it (docs/recipes/add_a_device.md)."
+        )
+    arch_name = str(arch)
+    if arch_name in _RELATIVES:
+        relative, scratch_kib, warp_size = _RELATIVES[arch_name]
+        spec = replace(
+            relative,
+            name=f"{backend} {arch_name} (like {relative.name})",
+            arch=arch_name,
+            program_scratch_bytes=scratch_kib * KiB,
+            unit_scratch_bytes=max(scratch_kib * KiB, min(relative.unit_scratch_bytes, 100 * KiB)),
+            warp_size=warp_size,
+        )
+    else:
+        exact = [d for d in family if d.arch == arch_name]
+        older = [d for d in family if _arch_number(d.arch) <= _arch_number(arch)]
+        spec = (exact or list(reversed(older)) or family)[0]
+    return replace(spec, units=units, name=f"{spec.name}, {units} units") if units else spec

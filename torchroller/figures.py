@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 from torchroller.cost import Estimate, time_text
-from torchroller.device import DeviceSpec, rate_text, size_text
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, rate_text, size_text
 from torchroller.tile import RProgram, RTile, ceil_div
 
 _MOST_LINES = 32  # of a tile grid: finer ones are drawn as hatching
@@ -133,10 +133,11 @@ def roofline(
         )
         clear = all(abs(x - tx) > 90 or abs(y - ty) > 13 for tx, ty in taken)
         if labels and rank < _LABELLED and clear:
-            anchor, dx = ("end", -r - 3) if x > size[0] * 0.6 else ("start", r + 3)
             name = p.label if len(p.label) < 34 else p.label[:32] + "…"
+            right = x > size[0] * 0.6  # names there stand below their disc, to the left
+            at = (x, y + r + 12, "end") if right else (x + r + 3, y + 4, "start")
             body.append(
-                f'<text class="name" x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+                f'<text class="name" x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{at[2]}">{escape(name)}</text>'
             )
             taken.append((x, y))
     return _svg(*size, body, title)

@@ -14,7 +14,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torchroller.device import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
+from torchroller.spec import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
@@ -86,9 +86,9 @@ def read_cpu(
         micro_kernels=micro,
         launch_s=3e-7,
         fork_s=7e-7 if units > 1 else 0.0,
-        program_s=8e-8,
+        program_s=2e-8,
         step_s=2e-8,
-        exposed=0.2,
+        exposed=0.3,
         skew=0.15,
         source=source,
     )
@@ -99,13 +99,13 @@ def _levels(
 ) -> tuple[MemLevel, ...]:
     one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
-    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=256)]
+    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=64)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
         # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
         one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
         latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
         if level >= 3:
-            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 64))
+            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 32))
         else:
             # Two hyper-threads of one core share its caches; more sharers are cores that split them.
             own = size if sharers <= 2 else size * 2 // sharers

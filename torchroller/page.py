@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 
 from torchroller.cost import time_text
-from torchroller.device import DeviceSpec, rate_text, size_text
 from torchroller.figures import (
     Point,
     compute_peak,
@@ -17,6 +16,7 @@ from torchroller.figures import (
 )
 from torchroller.report import ExternReport, KernelReport, Report, share, summary
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, rate_text, size_text
 
 _REJECTED_SHOWN = 12
 
@@ -34,8 +34,8 @@ h1 { font-size:30px; margin:0; letter-spacing:-.02em; } h2 { font-size:20px; mar
 h3 { font-size:14px; margin:0 0 6px; color:var(--soft); font-weight:600; }
 p { margin:6px 0; } .soft { color:var(--soft); } .right { text-align:right; } code, pre, .mono { font:12.5px/1.5 ui-monospace,
   "SF Mono", Menlo, Consolas, monospace; }
-.cards { display:flex; flex-wrap:wrap; gap:12px; margin:22px 0 8px; }
-.card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:12px 18px; min-width:132px; }
+.cards { display:grid; grid-template-columns:repeat(auto-fit, minmax(118px, 1fr)); gap:10px; margin:22px 0 8px; }
+.card { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:12px 14px; }
 .card b { display:block; font-size:22px; font-weight:650; letter-spacing:-.01em; } .card span { color:var(--soft); font-size:13px; }
 .panel { background:var(--card); border:1px solid var(--line); border-radius:12px; padding:16px 18px; overflow-x:auto; }
 .two { display:grid; grid-template-columns:repeat(auto-fit, minmax(340px, 1fr)); gap:18px; align-items:start; }
@@ -169,7 +169,7 @@ def _table(report: Report, kernels: list[KernelReport]) -> str:
 
 
 def _kernel(report: Report, k: KernelReport, number: int) -> str:
-    origins = "".join(f"<li><code>{escape(o)}</code></li>" for o in k.expr.source)
+    origins = "".join(f"<li><code>{escape(o)}</code></li>" for o in k.origins)
     fused = f"<h3>fused from</h3><ul>{origins}</ul>" if origins else ""
     expression = f'<details class="plain"><summary>tensor expression</summary><pre>{escape(str(k.expr))}</pre></details>'
     source = (

@@ -13,15 +13,15 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torchroller.cost import time_text
-from torchroller.device import DeviceSpec, rate_text
 from torchroller.expr import TensorExpr
 from torchroller.search import Construction
+from torchroller.spec import DeviceSpec, rate_text
 from torchroller.tile import RProgram
 
 _REASONS_SHOWN = 5  # rejected tiles named in the text form; the rest are counted
@@ -32,6 +32,7 @@ class KernelReport:
     """One kernel of ours. `calls` is how often a run of the model launches it.
 
     measured_s: seconds of each ranked rProgram in `construction`, where they were measured
+    origins: FX nodes of the first such kernel, with the user's line where it is known
     """
 
     name: str
@@ -42,6 +43,7 @@ class KernelReport:
     calls: int = 1
     measured_s: tuple[float, ...] | None = None
     cached: bool = False
+    origins: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -62,7 +64,7 @@ class KernelReport:
     def __str__(self) -> str:
         times = f" x {self.calls}" if self.calls > 1 else ""
         lines = [f"{self.name}{times}"]
-        lines += [f"  from {origin}" for origin in self.expr.source]
+        lines += [f"  from {origin}" for origin in self.origins]
         if self.program is None:
             lines.append("  tiles: a plain choice, nothing was searched")
             return "\n".join(lines)
@@ -214,7 +216,7 @@ def _kernel_dict(k: KernelReport) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": k.name,
         "calls": k.calls,
-        "from": list(k.expr.source),
+        "from": list(k.origins),
         "expression": str(k.expr),
         "flops": k.flops,
         "cached": k.cached,
@@ -248,85 +250,6 @@ def _kernel_dict(k: KernelReport) -> dict[str, Any]:
     return found
 
 
-def collect(plans: Iterable[Any], device: DeviceSpec, name: str = "model", **facts: Any) -> Report:
-    """A report of execution plans (`torchroller.plan.ExecutionPlan`). Equal kernels and calls are counted."""
-    plans = list(plans)
-    kernels: dict[tuple[str, TensorExpr], KernelReport] = {}
-    externs: dict[tuple[str, str], ExternReport] = {}
-    for plan in plans:
-        for launch in plan.launches:
-            new = _kernel_report(launch)
-            key = (new.source, new.expr)
-            old = kernels.get(key)
-            kernels[key] = new if old is None else _again(old)
-        for call in plan.externs:
-            where = (call.where,) if getattr(call, "where", "") else ()
-            made = ExternReport(str(call.target), call.reason, where, 1, extern_flops(call))
-            at = (made.target, made.reason)
-            known = externs.get(at)
-            externs[at] = made if known is None else _together(known, made)
-    return Report(name, device, tuple(kernels.values()), tuple(externs.values()), len(plans), **facts)
-
-
-def _kernel_report(launch: Any) -> KernelReport:
-    construction = launch.construction
-    program = construction.ranked[launch.chosen] if construction is not None else None
-    source = launch.kernel.source
-    measured = None if launch.measured_s is None else tuple(launch.measured_s)
-    return KernelReport(
-        name=source.name,
-        expr=launch.expr,
-        program=program,
-        construction=construction,
-        source=source.text,
-        measured_s=measured,
-        cached=bool(launch.kernel.cached),
-    )
-
-
-def _again(k: KernelReport) -> KernelReport:
-    return KernelReport(
-        k.name, k.expr, k.program, k.construction, k.source, k.calls + 1, k.measured_s, k.cached
-    )
-
-
-def _together(a: ExternReport, b: ExternReport) -> ExternReport:
-    flops = None if a.flops is None or b.flops is None else a.flops + b.flops
-    return ExternReport(a.target, a.reason, tuple(dict.fromkeys(a.where + b.where)), a.calls + b.calls, flops)
-
-
-def extern_flops(call: Any) -> int | None:
-    """FLOPs of an extern call by PyTorch's own formulas (convolution, attention, …); None elsewhere."""
-    import torch
-    from torch.utils import _pytree
-    from torch.utils.flop_counter import flop_registry
-
-    packet = getattr(call.target, "overloadpacket", call.target)
-    formula = flop_registry.get(packet)
-    if formula is None and "_scaled_dot_product" in str(packet):
-        formula = _attention_flops  # variants that PyTorch's table lacks, such as the CPU's
-    if formula is None:
-        return None
-
-    def tensor(x: Any) -> Any:
-        shape = getattr(x, "shape", None)
-        return torch.empty(tuple(shape), device="meta") if shape is not None else x
-
-    try:
-        args, kwargs = _pytree.tree_map(tensor, (tuple(call.args), dict(call.kwargs)))
-        results = [tensor(r) for r in call.results]
-        out = results[0] if len(results) == 1 else tuple(results)
-        return int(formula(*args, **kwargs, out_val=out))
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, AssertionError):
-        return None  # a formula that does not take this overload: unknown, not zero
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Both products of softmax(q k^T) v; q is [batch, heads, tokens, width]."""
-    *batch, tokens, width = query.shape
-    return 2 * math.prod(batch) * tokens * key.shape[-2] * (width + value.shape[-1])
-
-
 def explain(
     model: Callable[..., Any],
     *inputs: Any,
@@ -342,18 +265,18 @@ def explain(
     kwargs:  keyword arguments of the model; `options` go to the backend, `mode` to torch.compile
     The model runs under the caller's grad mode: a training graph shows its forward pass, and its backward
     pass once that has run. Compiled code of earlier torch.compile calls is dropped (torch._dynamo.reset).
+    Raises ValueError when both a mode and options are given, which torch.compile does not take.
     """
+    if mode is not None and options:
+        raise ValueError(f"mode {mode!r} and options {sorted(options)} exclude each other in torch.compile")
     import torch
 
     from torchroller import backend
+    from torchroller.collect import collect
 
     torch._dynamo.reset()
     before = {id(p) for p in backend.last_plans()}
-    compiled: Any = (
-        torch.compile(model, backend="roller", mode=mode)
-        if mode
-        else torch.compile(model, backend="roller", options=options or None)
-    )
+    compiled: Any = torch.compile(model, backend=backend.roller, mode=mode, options=options or None)
     call_with = kwargs or {}
     start = time.perf_counter()
     compiled(*inputs, **call_with)
@@ -364,19 +287,31 @@ def explain(
         pair = (lambda: compiled(*inputs, **call_with), lambda: model(*inputs, **call_with))
         timed = dict(zip(("call_s", "eager_s"), _medians(pair)))
     device = device_of(plans)
-    title = name or getattr(model, "__name__", type(model).__name__)
-    return collect(plans, device, title, compile_s=compile_s, versions=_versions(), **timed)
+    title = name or str(getattr(model, "__name__", type(model).__name__))
+    return collect(
+        plans, device, title, backend.traces_of, compile_s=compile_s, versions=_versions(), **timed
+    )
+
+
+def last_report(name: str = "model") -> Report:
+    """The graphs that backend "roller" compiled most recently in this process (the last 64 of them)."""
+    from torchroller import backend
+    from torchroller.collect import collect
+
+    plans = backend.last_plans()
+    return collect(plans, device_of(plans), name, backend.traces_of, versions=_versions())
 
 
 def device_of(plans: Sequence[Any]) -> DeviceSpec:
     """The spec that the kernels of these plans were searched for; this CPU where there are none."""
     from torchroller.device import cpu
 
-    if not plans:
+    devices = [p.device for p in plans if hasattr(p, "device")]  # a plan that calls ATen throughout has none
+    if not devices:
         return cpu()
     from torchroller.pipeline import device_spec
 
-    return device_spec(plans[0].device)
+    return device_spec(devices[0])
 
 
 def _medians(calls: Sequence[Callable[[], Any]], rounds: int = 7) -> list[float]:

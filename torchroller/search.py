@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from torchroller import capacity, cost
 from torchroller.capacity import Launch
 from torchroller.cost import Estimate
-from torchroller.device import DeviceSpec
 from torchroller.expr import TensorExpr
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
 from torchroller.traffic import Tiled, register_block, wave_tile
 
@@ -138,7 +138,7 @@ class _Search:
         self.blocked = False  # a step was left out because it pads too much
         self.found: dict[Extents, _Candidate] = {}
         self.rejected: dict[Extents, str] = {}
-        self._measures: dict[Extents, tuple[float, float]] = {}
+        self._tiles: dict[Extents, Tiled] = {}
 
     def _smallest(self) -> Extents:
         """The smallest aligned tile: matrix instruction or register block, vector, transaction, warp."""
@@ -197,7 +197,7 @@ class _Search:
         if e in self.found or e in self.rejected:
             return self.found.get(e)
         best, why = None, ""
-        tiled = Tiled(self.space, self.device, e)
+        tiled = self._tile(e)
         for launch in capacity.launches(tiled):
             broken = capacity.violation(tiled, launch, smallest=e == self.start)
             if broken:
@@ -214,16 +214,14 @@ class _Search:
 
     def score(self, e: Extents, larger: Extents) -> float:
         """Data-reuse score of a step: traffic saved per byte of footprint added."""
-        traffic, footprint = self._measure(e)
-        traffic2, footprint2 = self._measure(larger)
-        added = footprint2 - footprint
-        return (traffic - traffic2) / added if added > 0 and traffic > traffic2 else 0.0
+        small, large = self._tile(e), self._tile(larger)
+        added, saved = large.footprint - small.footprint, small.traffic - large.traffic
+        return saved / added if added > 0 and saved > 0 else 0.0
 
-    def _measure(self, e: Extents) -> tuple[float, float]:
-        known = self._measures.get(e)
+    def _tile(self, e: Extents) -> Tiled:
+        known = self._tiles.get(e)
         if known is None:
-            traffic = self.space.traffic(e, self.device.dram.transaction_bytes)
-            known = self._measures[e] = (traffic, self.space.footprint(e))
+            known = self._tiles[e] = Tiled(self.space, self.device, e)
         return known
 
     def _steps(self, e: Extents) -> list[Extents]:
@@ -240,7 +238,8 @@ class _Search:
 
     def scale_up(self) -> None:
         """Depth first along the best scores, a fixed number of tiles; what does not fit ends its branch."""
-        stack, seen = [self.start], set()
+        stack = [self.start]
+        seen: set[Extents] = set()
         while stack and len(seen) < _SCALE_UP_TILES:
             e = stack.pop()
             if e not in seen:
@@ -300,7 +299,7 @@ class _Search:
             self.epsilon = min(_EPSILON_MAX, self.epsilon + _EPSILON_STEP)
         if not self.found:
             # Even the smallest aligned tile breaks a limit of the model: offer it, the compiler may spill.
-            tiled = Tiled(self.space, self.device, self.start)
+            tiled = self._tile(self.start)
             launch = capacity.launches(tiled)[0]
             self.found[self.start] = _Candidate(tiled, launch, cost.estimate(tiled, launch))
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torchroller.device import DeviceSpec, Peak
 from torchroller.expr import Access, Affine, TensorExpr
+from torchroller.spec import DeviceSpec, Peak
 from torchroller.tile import RTile, ceil_div, padded
 
 # Vector instructions of one application, for fp32, of the polynomials that a compiler inlines; divisions and
@@ -71,6 +71,17 @@ class Operand:
     side: str
     indirect: bool
     packed: bool = False
+
+    @property
+    def contiguous(self) -> frozenset[int]:
+        """Axes along which neighbours lie next to each other in memory."""
+        return frozenset(
+            axis
+            for length, terms, stride in self.dims
+            if stride == 1 and length > 1
+            for axis, c in terms
+            if c == 1
+        )
 
     def nbytes(self, e: Sequence[int]) -> int:
         """Bytes of the data tile that a tile of extents `e` touches, clipped to the tensor."""
@@ -162,14 +173,8 @@ class Space:
         self.m_axes = tuple(i for i in self.spatial if i in a_axes - b_axes)
         self.n_axes = tuple(i for i in self.spatial if i in b_axes - a_axes)
         self.itemsize = max((o.itemsize for o in self.operands), default=4)
-        self.inner = frozenset(
-            axis
-            for o in self.operands
-            for length, terms, stride in o.dims
-            if stride == 1 and length > 1
-            for axis, coefficient in terms
-            if coefficient == 1
-        )
+        self.inner = frozenset(axis for o in self.operands for axis in o.contiguous)
+        self.crossing, self.reduces_columns = self._directions()
         self.live_values = 1 + max(1, sum(1 for o in self.operands if o.axes and not o.write))
         self.vector_ops, self.row_ops = self._instructions()
         self._compute_dtype = self._find_compute_dtype()
@@ -318,6 +323,22 @@ class Space:
                     self._number[n] for a in v.access.index for n, c in a.terms if c and n in self._number
                 }
         return sorted(axes)
+
+    def _directions(self) -> tuple[frozenset[Operand], bool]:
+        """Operands that are not contiguous along the vectors of the kernel; whether it sums across vectors.
+
+        Vectors run along the axis on which most bytes of the operands are contiguous.
+        """
+        weight: dict[int, int] = {}
+        for o, total in zip(self.operands, self.total_bytes):
+            for axis in o.contiguous:
+                weight[axis] = weight.get(axis, 0) + total * (2 if o.write else 1)
+        if not weight:
+            return frozenset(), False
+        vector = max(weight, key=lambda axis: (weight[axis], axis))
+        crossing = (o for o in self.operands if o.contiguous and vector in o.axes - o.contiguous)
+        summed = bool(self.reduce) and not self.is_reduce[vector]
+        return frozenset(crossing), summed
 
     def _instructions(self) -> tuple[float, float]:
         full = row = 0.0

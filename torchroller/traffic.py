@@ -15,13 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 
-from torchroller.device import DeviceSpec
 from torchroller.space import Space
+from torchroller.spec import DeviceSpec, MemLevel
 from torchroller.tile import ceil_div, next_pow2
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
-_UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+_ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
+_SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
+_REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
+FEW_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+_BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one stream
+_NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
 
@@ -30,36 +36,78 @@ class Tiled:
     """A tile of a space: block extents of spatial axes and steps of reduce axes, with derived sizes.
 
     step_bytes, program_bytes: per operand, the data of one reduction step and of a whole program
+    useful, charges: per operand, useful bytes of one contiguous run, and bytes moved per useful byte in whole
+    DRAM transactions
+    footprint, traffic: F and Q of the Roller paper: bytes of one step's tiles; bytes that all programs move
     """
+
+    __slots__ = (
+        *("space", "device", "e", "whole", "grid", "steps", "block", "inner", "step_bytes", "program_bytes"),
+        *(
+            "once",
+            "looped",
+            "walked",
+            "a",
+            "b",
+            "m",
+            "n",
+            "rounds",
+            "useful",
+            "charges",
+            "footprint",
+            "traffic",
+        ),
+        "_register_block",
+    )
 
     def __init__(self, space: Space, device: DeviceSpec, e: Sequence[int]) -> None:
         self.space, self.device, self.e = space, device, e
         extents = space.extents
-        self.whole = [extents[i] if r else e[i] for i, r in enumerate(space.is_reduce)]
-        self.grid = self.steps = self.block = self.inner = 1
+        whole = list(e)
+        grid = steps = block = inner = 1
         for i in space.spatial:
-            self.grid *= ceil_div(extents[i], e[i])
-            self.block *= e[i]
+            grid *= -(-extents[i] // e[i])
+            block *= e[i]
         for i in space.reduce:
-            trips = ceil_div(extents[i], e[i])
-            self.steps *= trips
-            self.inner *= trips * e[i]
-        self.step_bytes = [o.nbytes(e) for o in space.operands]
-        self.program_bytes = [o.nbytes(self.whole) for o in space.operands]
-        self.once = sum(self.program_bytes)
-        self.looped = self.walked = 0
-        self.a = self.b = self.staged_elements = 0
-        for o, step, whole in zip(space.operands, self.step_bytes, self.program_bytes):
-            self.walked += whole * max(1, o.passes)
+            whole[i] = extents[i]
+            trips = -(-extents[i] // e[i])
+            steps *= trips
+            inner *= trips * e[i]
+        self.whole, self.grid, self.steps, self.block, self.inner = whole, grid, steps, block, inner
+        self.step_bytes: list[int] = []
+        self.program_bytes: list[int] = []
+        self.useful: list[int] = []
+        self.charges: list[float] = []
+        width = device.dram.transaction_bytes
+        once = looped = walked = a = b = 0
+        moved = 0.0
+        for o in space.operands:
+            step = o.nbytes(e)
+            program = o.nbytes(whole) if o.passes else step
+            useful, span = o.run(e, width)
+            charge = -(-span // width) * width / useful
+            self.step_bytes.append(step)
+            self.program_bytes.append(program)
+            self.useful.append(useful)
+            self.charges.append(charge)
+            once += program
+            moved += program * charge
             if o.passes:
-                self.looped += whole
+                walked += program * o.passes
+                looped += program
+            else:
+                walked += program
             if o.side == "a":
-                self.a += step
+                a += step
             elif o.side == "b":
-                self.b += step
-        self.m = math.prod(e[i] for i in space.m_axes)
-        self.n = math.prod(e[i] for i in space.n_axes)
-        self.rounds = ceil_div(self.grid, device.units)
+                b += step
+        self.once, self.looped, self.walked, self.a, self.b = once, looped, walked, a, b
+        self.footprint = sum(self.step_bytes)
+        self.traffic = moved * grid
+        self.m = math.prod([e[i] for i in space.m_axes])
+        self.n = math.prod([e[i] for i in space.n_axes])
+        self.rounds = -(-grid // device.units)
+        self._register_block: tuple[int, int] | None = None
 
     @property
     def accumulator_bytes(self) -> int:
@@ -68,13 +116,15 @@ class Tiled:
 
 def register_block(t: Tiled) -> tuple[int, int]:
     """Rows and columns of the CPU micro-kernel for a block: most accumulators, then most rows."""
-    lanes = t.device.lanes(4)
-    best, best_key = (1, lanes), (0, 0)
-    for rows, vectors in t.device.micro_kernels:
-        key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
-        if key > best_key:
-            best, best_key = (rows, vectors * lanes), key
-    return min(best[0], t.m), min(best[1], max(lanes, t.n))
+    if t._register_block is None:
+        lanes = t.device.lanes(4)
+        best, best_key = (1, lanes), (0, 0)
+        for rows, vectors in t.device.micro_kernels:
+            key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
+            if key > best_key:
+                best, best_key = (rows, vectors * lanes), key
+        t._register_block = min(best[0], t.m), min(best[1], max(lanes, t.n))
+    return t._register_block
 
 
 def wave_tile(t: Tiled, occupancy: int) -> list[int]:
@@ -108,19 +158,52 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
-    dram_level = device.dram
+    near_private = _streamed(t, private) if private else t.e
+    near_shared = _streamed(t, capacity / (1 if device.is_cpu else device.units * occupancy))
     shared = dram = 0.0
-    for o, program, total in zip(space.operands, t.program_bytes, space.total_bytes):
+    for k, o in enumerate(space.operands):
+        program, total = t.program_bytes[k], space.total_bytes[k]
         walks = max(1, o.passes)
         if cache is not None:
-            charge = o.charge(t.e, cache.transaction_bytes, cache.run_overhead_bytes)
+            charge = _charge(t, k, near_private, cache)
+            few_rows = t.m <= FEW_ROWS and t.n > register_block(t)[1]
+            if device.is_cpu and few_rows and o.side == "b":
+                charge *= _BROKEN_STREAM
             shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
                 again *= ceil_div(space.extents[i], wave[i])
-        dram += total * o.charge(t.e, dram_level.transaction_bytes, dram_level.run_overhead_bytes) * again
+        dram += total * _charge(t, k, near_shared, device.dram) * again
     return shared, dram
+
+
+def _charge(t: Tiled, operand: int, near: Sequence[int], level: MemLevel) -> float:
+    """Bytes spent per useful byte: whole transactions of what is used while they stay, and starts of runs."""
+    width = level.transaction_bytes
+    if near is t.e and width == t.device.dram.transaction_bytes:
+        lines = t.charges[operand]
+    else:
+        lines = t.space.operands[operand].charge(near, width)
+    return lines + level.run_overhead_bytes / t.useful[operand]
+
+
+def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
+    """The tile and what follows it in program order, as far as a cache of this capacity keeps every line.
+
+    A program that takes part of a line leaves the rest for the next ones, if they come before it is evicted.
+    """
+    space = t.space
+    if max(t.charges, default=1.0) <= 1.0:
+        return t.e
+    near = list(t.e)
+    for i in (*reversed(space.reduce), *reversed(space.spatial)):
+        while near[i] < space.extents[i]:
+            wider = [*near[:i], 2 * near[i], *near[i + 1 :]]
+            if _lines(t, wider) > CACHE_SHARE * capacity:
+                return near
+            near = wider
+    return near
 
 
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
@@ -136,9 +219,7 @@ def cache_bytes(t: Tiled) -> list[float]:
     """Bytes that leave each private cache of a core during one program, outermost level first."""
     levels = t.device.private_levels
     if not t.space.has_dot:
-        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
-        inside = [lv.capacity_bytes for lv in levels[1:]] + [0]
-        return [float(t.walked if t.looped > capacity else t.once) for capacity in inside]
+        return _streaming_bytes(t)
     rows, cols = register_block(t)
     outside = t.once - (t.a + t.b) * t.steps  # operands of the epilogue, and the result
     accumulators = t.accumulator_bytes
@@ -154,9 +235,32 @@ def cache_bytes(t: Tiled) -> list[float]:
         moved.append(float((a + b + spill) * t.steps + outside))
     # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
     # accumulators go in and out, and B is read and written once more to be packed.
-    pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
+    in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
+    pack = 0 if in_place else 3 * t.b
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
+
+
+def _streaming_bytes(t: Tiled) -> list[float]:
+    """`cache_bytes` of kernels without a dot: they walk their data in order."""
+    space, levels = t.space, t.device.private_levels
+    moved = []
+    for level in levels[1:]:
+        # What leaves a level has missed the levels inside it; later walks are served where the data fits.
+        out = t.walked if t.looped > level.capacity_bytes else t.once
+        if space.crossing and sum(map(mul, t.step_bytes, t.charges)) > level.capacity_bytes:
+            # Lines read across the vectors are evicted before they are used up.
+            out += _REFETCH * sum(n for o, n in zip(space.operands, t.program_bytes) if o in space.crossing)
+        moved.append(float(out))
+    registers = _ACCUMULATORS * t.device.lanes(4)
+    accumulate = _SPILLED * t.block * t.inner if space.reduces_columns and t.block > registers else 0
+    return [*moved, float(t.walked + accumulate)]
+
+
+def _lines(t: Tiled, e: Sequence[int]) -> float:
+    """Bytes of the cache lines that a tile touches."""
+    width = t.device.dram.transaction_bytes
+    return sum(o.nbytes(e) * o.charge(e, width) for o in t.space.operands)
 
 
 def scratch_traffic(t: Tiled, num_warps: int) -> float:

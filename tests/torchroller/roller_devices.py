@@ -12,8 +12,8 @@ def zen5_spec(units: int = 2) -> DeviceSpec:
         arch="znver5",
         units=units,
         levels=(
-            MemLevel("DRAM", 24 * GiB, 45 * GB_S, 64, False, 9e-8, 28 * GB_S, 256),
-            MemLevel("L3", 32 * MiB, 10 * hz * units, 64, False, 1.5e-8, 10 * hz, 64),
+            MemLevel("DRAM", 24 * GiB, 45 * GB_S, 64, False, 9e-8, 28 * GB_S, 64),
+            MemLevel("L3", 32 * MiB, 10 * hz * units, 64, False, 1.5e-8, 10 * hz, 32),
             MemLevel("L2", 1 * MiB, 48 * hz, 64, True, 4e-9, 48 * hz),
             MemLevel("L1", 48 * KiB, 128 * hz, 64, True, 1.5e-9, 128 * hz),
         ),
@@ -38,9 +38,9 @@ def zen5_spec(units: int = 2) -> DeviceSpec:
         micro_kernels=((8, 2), (4, 4), (2, 8)),
         launch_s=3e-7,
         fork_s=7e-7,
-        program_s=8e-8,
+        program_s=2e-8,
         step_s=2e-8,
-        exposed=0.2,
+        exposed=0.3,
         skew=0.15,
         source="measured",
     )

@@ -142,7 +142,7 @@ def test_rows_that_fit_l1_beat_rows_that_do_not(zen5):
 def test_packed_operands_need_no_long_rows(zen5):
     space, packed = Space(matmul(16, 4096, 4096)), Space(matmul(16, 4096, 4096), packed={"B"})
     tile = [16, 32, 128]
-    assert shared_bytes(Tiled(packed, zen5, tile), 1)[1] < 0.5 * shared_bytes(Tiled(space, zen5, tile), 1)[1]
+    assert shared_bytes(Tiled(packed, zen5, tile), 1)[1] < 0.7 * shared_bytes(Tiled(space, zen5, tile), 1)[1]
 
 
 # -- counting -------------------------------------------------------------------------------------

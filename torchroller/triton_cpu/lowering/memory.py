@@ -111,7 +111,7 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
             for (pointer, value, mask), text in zip(parts, values):
                 kind, where = ev.address(pointer, value.elem, place)
                 test = None
-                if mask is not None and not (ev.mode.masks and ev.all_true(mask) is not None):
+                if mask is not None and not ev.holds(mask):
                     test = ev.at(mask, place)
                 ev.write(value.elem, kind, where, text, test, place.width)
 
