@@ -447,3 +447,31 @@ def test_null_pointers_and_empty_grids() -> None:
     assert out.item() == 3
     unused[(0,)](out, None, 4)
     assert out.item() == 3
+
+
+CONSTANTS = """
+module {
+  tt.func public @kernel(%o: !tt.ptr<f32>, %q: !tt.ptr<i32>) {
+    %i = tt.make_range {end = 4 : i32, start = 0 : i32} : tensor<4xi32>
+    %c = arith.constant dense<[1.5, -2.0, 0x7F800000, 3.0]> : tensor<4xf32>
+    %p = tt.splat %o : !tt.ptr<f32> -> tensor<4x!tt.ptr<f32>>
+    %a = tt.addptr %p, %i : tensor<4x!tt.ptr<f32>>, tensor<4xi32>
+    tt.store %a, %c : tensor<4x!tt.ptr<f32>>
+    %d = arith.constant dense<[7, -1, 0, 2]> : tensor<4xi32>
+    %s = tt.splat %q : !tt.ptr<i32> -> tensor<4x!tt.ptr<i32>>
+    %b = tt.addptr %s, %i : tensor<4x!tt.ptr<i32>>, tensor<4xi32>
+    tt.store %b, %d : tensor<4x!tt.ptr<i32>>
+    tt.return
+  }
+}
+"""
+
+
+def test_constant_tiles_of_differing_elements(tmp_path: Path) -> None:
+    """Triton's Python frontend writes none; a module given as text may."""
+    (tmp_path / "kernel.ttir").write_text(CONSTANTS)
+    kernel = triton.compile(str(tmp_path / "kernel.ttir"))
+    out, ints = torch.zeros(4), torch.zeros(4, dtype=torch.int32)
+    kernel[(1, 1, 1)](out, ints)
+    assert out.tolist() == [1.5, -2.0, float("inf"), 3.0]
+    assert ints.tolist() == [7, -1, 0, 2]
