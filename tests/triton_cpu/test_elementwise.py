@@ -501,3 +501,36 @@ def test_contraction_can_be_turned_off() -> None:
     multiply_add[(1,)](a, b, apart, N=32, enable_fp_fusion=False)
     assert (apart == 0).all()
     assert (fused == 2.0**-24).all()
+
+
+LIBRARY = {
+    "libdevice.isnan(a)": torch.isnan, "libdevice.isinf(a)": torch.isinf, "libdevice.finitef(a)": torch.isfinite,
+    "libdevice.signbit(a)": torch.signbit, "libdevice.llrint(a)": torch.round, "libdevice.float2int_rd(a)": torch.floor,
+    "libdevice.div_rn(a, b)": torch.div, "libdevice.fast_expf(a)": torch.exp, "libdevice.pow(tl.abs(a), b)": None,
+    "libdevice.fdim(a, b)": lambda a, b: (a - b).clamp(min=0), "libdevice.atan2(a, b)": torch.atan2,
+    "libdevice.popc(a.to(tl.int32))": None, "libdevice.clz(a.to(tl.int32))": None,
+}  # fmt: skip
+
+
+def test_library_functions(tmp_path: Path) -> None:
+    """Names of CUDA's device library, as kernels written for a GPU (and Inductor's) use them."""
+    a, b = ramp(64) * 9, ramp(64, seed=1)
+    a[:4] = torch.tensor([0.0, -0.0, 5.0, -3.0])
+    special = torch.tensor([math.nan, math.inf, -math.inf, -0.0])
+    expressions = [f"({e}).to(tl.float32)" for e in LIBRARY]
+    kernel = many(tmp_path, expressions)
+    out, flags = torch.empty(len(LIBRARY), 64), torch.empty(len(LIBRARY), 4)
+    kernel[(1,)](a, b, out, N=64)
+    kernel[(1,)](special, torch.ones(4), flags, N=4)
+    for row, (expression, reference) in zip(out, LIBRARY.items()):
+        if reference is not None:
+            arguments = (a, b) if "a, b" in expression else (a,)
+            want = reference(*(t.double() for t in arguments)).float()
+            torch.testing.assert_close(
+                row, want, rtol=3e-7, atol=1e-9, msg=lambda t, e=expression: f"{e}: {t}"
+            )
+    whole = [int(v) for v in a]
+    assert out[-2].tolist() == [float((v & 0xFFFFFFFF).bit_count()) for v in whole]
+    assert out[-1].tolist() == [float(32 - (v & 0xFFFFFFFF).bit_length()) for v in whole]
+    assert flags[:4].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], flags[3].tolist()]
+    assert flags[3, 1:].tolist() == [0, 1, 1]
