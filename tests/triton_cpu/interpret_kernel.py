@@ -1,7 +1,7 @@
 """Runs kernels in Triton's interpreter, one for each line on standard input: TRITON_INTERPRET acts on a whole process.
 
-A line is JSON: {"path": module, "arguments": file of torch.save, "constants": {…}, "result": file to write}. The answer is
-"done", or the error. Arguments are changed in place and saved to the result.
+A line is JSON: {"path": module, "arguments": file of torch.save, "constants": {…}, "result": file to write}.
+The answer is "done", or the error. Arguments are changed in place and saved to the result.
 """
 
 from __future__ import annotations

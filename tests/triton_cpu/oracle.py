@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,13 @@ class Interpreter:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+
+
+def sweep(values: Sequence[Any], quick: Sequence[Any], unpack: bool = False) -> list[Any]:
+    """Parameters of a test, all but the `quick` ones marked slow; `unpack` where a value is several parameters."""
+    assert all(v in values for v in quick)
+    given = [v if unpack else (v,) for v in values]
+    return [pytest.param(*v, marks=() if w in quick else pytest.mark.slow) for v, w in zip(given, values)]
 
 
 def ramp(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -38,7 +38,8 @@ FLOATS = [
 ]  # fmt: skip
 INTEGERS = [
     "{p} + {q}", "{p} * {q} - i", "{p} & ({q} | j)", "{p} ^ {q}", "{p} // ({q} | 1)", "{p} % (({q} & 7) + 1)",
-    "tl.where({a} > {b0}, {p}, {q})", "{p} << (j & 3)", "{p} >> 2", "tl.maximum({p}, {q})", "{p} + tl.max({q}, 0)[None, :]",
+    "tl.where({a} > {b0}, {p}, {q})", "{p} << (j & 3)", "{p} >> 2", "tl.maximum({p}, {q})",
+    "{p} + tl.max({q}, 0)[None, :]",
     "tl.cumsum({p}, 0)", "({p} > {q}).to(tl.int32)", "{p} + tl.xor_sum({q}, 1)[:, None]", "{p} * 65537 + {q} * 257",
 ]  # fmt: skip
 SQUARE = ["tl.trans({a}) + {b}", "tl.dot({a}, {b}) * 0.03", "tl.dot({a}, tl.trans({b}), {a}) * 0.03"]
@@ -133,7 +134,7 @@ def agree(interpreter: Interpreter, case: tuple[str, int, int, int, int, int]) -
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
-@settings(max_examples=12, **COMMON)
+@settings(max_examples=8, **COMMON)
 @given(kernels())
 def test_random_kernels(interpreter: Interpreter, case: tuple[str, int, int, int, int, int]) -> None:
     agree(interpreter, case)
