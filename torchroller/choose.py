@@ -1,63 +1,128 @@
-"""Tile extents for a kernel without a search: a plain, valid choice per kernel family."""
+"""Which rProgram a kernel gets: the search's best, or the fastest of its top-k where measuring is asked for."""
 
 from __future__ import annotations
 
-import math
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from .emit.common import Tiling, next_power
-from .emit.contraction import is_contraction, sides
-from .expr import Axis, TensorExpr
+import torch
+
+from . import store
+from .device import DeviceSpec
+from .emit.attention import attention_tiling, emit_attention, is_attention
+from .emit.common import Tiling, TritonSource
+from .emit.contraction import emit_contraction, is_contraction
+from .emit.loops import emit_loops
+from .errors import KernelError
+from .expr import ITEMSIZE, TensorExpr
+from .graph import TORCH_DTYPES
+from .kernel import CompiledKernel, Executor, compile_all, known, remember
+from .search import Construction, construct
 from .tile import RProgram
 
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen kernel: its source, the rank of its rProgram, what was measured, the code if it came from disk."""
+
+    source: TritonSource
+    key: str
+    chosen: int = 0
+    measured_s: tuple[float, ...] | None = None
+    cached: bool = False
+    search: Callable[[], Construction | None] = field(default=lambda: None, compare=False)
+
+
+def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Path, *, topk: int, pack: bool,
+           measure: bool, check: bool) -> Choice:  # fmt: skip
+    """The kernel for `expr`; from the disk cache where it has been chosen before."""
+    plain = replace(expr, source=())
+    search = functools.partial(ranked, plain, spec, topk)
+    key = store.key_of(plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure, check)
+    entry = store.read(directory, key)
+    if entry is not None:
+        restored = known(executor, entry.source) or executor.restore(entry.source, entry.code, entry.metadata)
+        if restored is not None:
+            remember(executor, restored)
+        return Choice(entry.source, key, entry.chosen, entry.measured_s, restored is not None, search)
+    construction = search()
+    if construction is None:
+        return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack, check), key, search=search)
+    if measure and len(construction.ranked) > 1:
+        sources = [emit(plain, tiling_of(p), pack, check) for p in construction.ranked]
+        times = timings(plain, sources, executor)
+        chosen = min(range(len(times)), key=times.__getitem__)
+        return Choice(sources[chosen], key, chosen, tuple(times), search=search)
+    return Choice(emit(plain, tiling_of(construction.best), pack, check), key, search=search)
+
+
+def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: Path) -> None:
+    """Writes a newly compiled choice to the disk cache."""
+    if not choice.cached and executor.name == "native":
+        code, metadata = executor.code(kernel)
+        store.write(directory, choice.key, store.Entry(choice.source, code, metadata, choice.chosen, choice.measured_s))
+
+
+@functools.lru_cache(maxsize=1024)
+def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
+    """The search's result, once per expression and device; None for attention, whose tiles are given."""
+    return None if is_attention(expr) else construct(expr, spec, top_k=topk)
+
+
 def tiling_of(program: RProgram) -> Tiling:
-    """The emitter's view of an rProgram."""
+    """The emitters' view of an rProgram."""
     return Tiling((*program.block.items(), *program.step.items()), program.num_warps, program.num_stages)
 
 
-VECTOR = 2048  # elements of a pointwise block
-ROW = 8192  # longest row that is held whole
-
-
-def plain_tiling(expr: TensorExpr, cpu: bool = True) -> Tiling:
-    """A tiling that fits every device: what is used where no rPrograms are at hand."""
+def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:
+    """Triton text of an expression under a tiling."""
+    if is_attention(expr):
+        return emit_attention(expr, tiling, expr.name, check)
     if is_contraction(expr):
-        return _contraction(expr, cpu)
-    return _loops(expr)
+        return emit_contraction(expr, tiling, expr.name, pack, check)
+    return emit_loops(expr, tiling, expr.name, check)
 
 
-def _contraction(expr: TensorExpr, cpu: bool) -> Tiling:
-    _, m, n, k = sides(expr)
-    least = 1 if cpu else 16
-    blocks: dict[str, int] = {"m": least, "n": least}
-    for axes, most in ((m, 64), (n, 64)):
-        if axes:
-            axis = max(axes, key=lambda a: a.extent)
-            blocks[axis.name] = max(min(next_power(axis.extent), most), least)
-    blocks[k.name] = max(min(next_power(k.extent), 128 if cpu else 32), least)
-    return Tiling(tuple(blocks.items()))
+def timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int = 5) -> list[float]:
+    """Seconds of each kernel on zeroed tensors, the least of `repeat` rounds in which they take turns."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():  # AOTAutograd compiles under a mode in which tensors have no memory
+        return _timings(expr, sources, executor, repeat)
 
 
-def _loops(expr: TensorExpr) -> Tiling:
-    blocks: dict[str, int] = {}
-    accesses = [*expr.loads, *(w.access for w in expr.writes)]
+def _timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int) -> list[float]:
+    kernels = compile_all(executor, sources)
+    tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
+    best = [float("inf")] * len(kernels)
+    for turn in range(repeat + 1):
+        for n, kernel in enumerate(kernels):
+            if isinstance(kernel, KernelError):
+                continue
+            started = time.perf_counter()
+            executor.launch(kernel, tensors[n])
+            if tensors[n][0].is_cuda:
+                torch.cuda.synchronize()
+            if turn:  # the first turn warms up
+                best[n] = min(best[n], time.perf_counter() - started)
+    return best
 
-    def contiguity(a: Axis) -> tuple[int, int]:
-        return (sum(abs(x.stride_of(a.name)) == 1 for x in accesses), a.extent)
 
-    if not expr.reduce:
-        left = VECTOR
-        for a in sorted(expr.spatial, key=contiguity, reverse=True)[:2]:
-            blocks[a.name] = min(next_power(a.extent), left)
-            left = max(left // blocks[a.name], 1)
-        return Tiling(tuple(blocks.items()))
-    inner = max(expr.reduce, key=contiguity)
-    spatial = sorted(expr.spatial, key=contiguity, reverse=True)
-    if spatial and contiguity(spatial[0])[0] > contiguity(inner)[0]:
-        blocks[spatial[0].name] = min(next_power(spatial[0].extent), 64)
-        blocks[inner.name] = min(next_power(inner.extent), 32)
-    else:
-        whole = next_power(inner.extent) <= ROW and math.prod(a.extent for a in expr.reduce) == inner.extent
-        blocks[inner.name] = next_power(inner.extent) if whole else min(next_power(inner.extent), 1024)
-        if spatial and blocks[inner.name] < 256:
-            blocks[spatial[0].name] = min(next_power(spatial[0].extent), 256 // blocks[inner.name])
-    return Tiling(tuple(blocks.items()))
+def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]:
+    """Tensors that are large enough for every access; zeros are valid indices and benign numbers."""
+    need: dict[str, tuple[int, str]] = {}
+    for access in (*expr.loads, *(w.access for w in expr.writes)):
+        span = access.offset + 1 + sum(max(st, 0) * (size - 1) for st, size in zip(access.strides, access.shape))
+        need[access.tensor] = (max(span, need.get(access.tensor, (0, ""))[0]), access.dtype)
+    for pack in source.packs:
+        need[pack.tensor] = (pack.elements, pack.dtype)
+    out = []
+    for name in sorted(need, key=lambda t: int(t[1:])):
+        elements, dtype = need[name]
+        kind = torch.int8 if dtype == "bool" else TORCH_DTYPES[dtype]
+        assert kind.itemsize == ITEMSIZE[dtype]
+        out.append(torch.zeros(elements, dtype=kind))
+    return [*out, torch.zeros(1, dtype=torch.int32)] if source.flags else out

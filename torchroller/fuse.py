@@ -23,7 +23,7 @@ from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forwar
 
 MAX_MEMBERS = 48
 MAX_TENSORS = 20
-INLINE_COST = 12
+INLINE_COST = 8
 INLINE_LOADS = 3
 SMALL_GRID = 64  # a reduction to fewer rows than this over long rows is a kernel without parallelism
 LONG_ROW = 1 << 16

@@ -146,7 +146,7 @@ class Builder:
 
     def call(self, fn: str, dtype: str, *args: Node, compute: str | None = None) -> Node:
         """Pointwise `fn`; operands are broadcast against each other and converted to `compute` (default: dtype)."""
-        shape = tuple(torch.broadcast_shapes(*(a.shape for a in args))) if args else ()
+        shape = _broadcast([a.shape for a in args])
         entry = TABLE[fn]
         compute = compute_type(compute or dtype)
         if entry.on == "float" and compute not in FLOATS:
@@ -243,6 +243,13 @@ class Builder:
 
     def select(self, x: Node, dim: int, at: int) -> Node:
         return self.reshape(self.slice(x, dim, at, 1), x.shape[:dim] + x.shape[dim + 1 :])
+
+
+def _broadcast(shapes: Sequence[Shape]) -> Shape:
+    """PyTorch's broadcasting; torch.broadcast_shapes costs more than the rest of a rule."""
+    if all(s == shapes[0] for s in shapes):
+        return shapes[0] if shapes else ()
+    return tuple(torch.broadcast_shapes(*(s for s in shapes if s)))
 
 
 def _wrap(number: int, dtype: str) -> int:

@@ -7,6 +7,7 @@ text is compiled once per process. A cache directory that cannot be written is r
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
 
@@ -41,6 +43,16 @@ class CompiledKernel:
         return f"{self.source.name} for {self.target}, grid {self.source.grid}"
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """Machine code from our disk cache. `library` keeps it mapped."""
+
+    library: Any
+    function: Any
+    code: bytes
+    metadata: dict[str, Any]
+
+
 class Executor(Protocol):
     """Builds kernels and runs them on tensors; the plan asks `native` ones for entry addresses instead."""
 
@@ -50,6 +62,10 @@ class Executor(Protocol):
     def compile(self, source: TritonSource) -> CompiledKernel: ...
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None: ...
+
+    def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]: ...
+
+    def restore(self, source: TritonSource, code: bytes, metadata: dict[str, Any]) -> CompiledKernel | None: ...
 
 
 def cache_dir(configured: str | None = None) -> Path:
@@ -128,7 +144,9 @@ class NativeExecutor:
             signature = dict(zip(names, source.signature))
             attrs = {(i,): [["tt.divisibility", 16]] for i in range(len(names))}
             ast = ASTSource(fn=fn, signature=signature, constexprs={}, attrs=attrs)
-            options = {"num_warps": source.num_warps, "num_stages": source.num_stages}
+            options: dict[str, Any] = {"num_warps": source.num_warps, "num_stages": source.num_stages}
+            if self.native:
+                options = {"emit_asm": False}
             built = triton_compile(ast, target=self.target, options=options)
         except Exception as error:
             raise KernelError(
@@ -138,15 +156,44 @@ class NativeExecutor:
 
     def entry(self, kernel: CompiledKernel) -> int:
         """Address of the machine code of a CPU kernel."""
-        return self.driver.utils.entry_address(kernel.handle)
+        handle = kernel.handle
+        return self.driver.utils.entry_address(handle.function if isinstance(handle, Loaded) else handle)
+
+    def block(self, kernel: CompiledKernel, addresses: Sequence[int]) -> tuple[Any, Any]:
+        """(launch block, memory that must live as long as the block) of a CPU kernel."""
+        metadata = kernel.handle.metadata
+        need = int(metadata["scratch_bytes"] if isinstance(metadata, dict) else metadata.scratch_bytes)
+        extra: dict[str, Any] = {}
+        memory = None
+        if need:  # threads x whole cache lines
+            memory = allocate(-(-need // 64) * 64 * torch.get_num_threads(), torch.device("cpu"))
+            extra = {"scratch": memory.data_ptr(), "scratch_bytes": need}
+        source = kernel.source
+        return self.driver.utils.pack_block((source.grid, 1, 1), addresses, source.signature, **extra), memory
+
+    def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]:
+        """Machine code and launch metadata of a CPU kernel, to be kept; nothing where Triton keeps them itself."""
+        if not self.native:
+            return b"", {}
+        if isinstance(kernel.handle, Loaded):
+            return kernel.handle.code, kernel.handle.metadata
+        built = kernel.handle
+        metadata = {"name": built.metadata.name, "scratch_bytes": int(built.metadata.scratch_bytes)}
+        return built.kernel, metadata
+
+    def restore(self, source: TritonSource, code: bytes, metadata: dict[str, Any]) -> CompiledKernel | None:
+        """The kernel from what `code` gave, in another process; None where it does not load."""
+        if not self.native or not code:
+            return None
+        try:
+            library, function, *_ = self.driver.utils.load_binary(metadata["name"], code, 0, 0)
+        except RuntimeError:
+            return None
+        return CompiledKernel(source, str(self.target), Loaded(library, function, code, metadata), cached=True)
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
         if self.native:
-            block = self.driver.utils.pack_block(
-                (kernel.source.grid, 1, 1), [t.data_ptr() for t in tensors], kernel.source.signature
-            )
-            import ctypes
-
+            block, _scratch = self.block(kernel, [t.data_ptr() for t in tensors])
             entries = (ctypes.c_void_p * 1)(self.entry(kernel))
             blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
             self.driver.utils.run_many(1, entries, blocks)
@@ -171,6 +218,12 @@ class InterpretExecutor:
             knobs.runtime.interpret = True
             fn = getattr(load_module(source, self.directory), source.name)
         return CompiledKernel(source, "interpret", fn)
+
+    def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]:
+        return b"", {}
+
+    def restore(self, source: TritonSource, code: bytes, metadata: dict[str, Any]) -> CompiledKernel | None:
+        return None
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
         with self._lock, _interpreted_library():
@@ -244,10 +297,23 @@ def executor_for(kind: str, device: torch.device, directory: Path) -> Executor:
 _compiled: dict[tuple[str, str, str], CompiledKernel] = {}
 
 
+def _key(executor: Executor, source: TritonSource) -> tuple[str, str, str]:
+    target = str(getattr(executor, "target", executor.name))
+    return (target, source.text, f"{source.num_warps},{source.num_stages}")
+
+
+def remember(executor: Executor, kernel: CompiledKernel) -> CompiledKernel:
+    """Makes a restored kernel known to `compile_all`."""
+    return _compiled.setdefault(_key(executor, kernel.source), kernel)
+
+
+def known(executor: Executor, source: TritonSource) -> CompiledKernel | None:
+    return _compiled.get(_key(executor, source))
+
+
 def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[CompiledKernel | KernelError]:
     """Compiles kernels, equal text once, several at a time. A kernel that fails gives its error."""
-    target = str(getattr(executor, "target", executor.name))
-    keys = [(target, s.text, f"{s.num_warps},{s.num_stages}") for s in sources]
+    keys = [_key(executor, s) for s in sources]
     missing = {k: s for k, s in zip(keys, sources) if k not in _compiled}
 
     def build(source: TritonSource) -> CompiledKernel | KernelError:

@@ -14,21 +14,17 @@ import torch
 from torch import fx
 
 from .build import Kernel, build
-from .choose import tiling_of
+from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
-from .emit.attention import attention_tiling, emit_attention, is_attention
-from .emit.common import Tiling, TritonSource
-from .emit.contraction import emit_contraction, is_contraction, packable
-from .emit.loops import emit_loops
+from .emit.common import indirect
+from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
-from .expr import TensorExpr
 from .fuse import Fused, Group, fuse, strided_view
 from .graph import Node, base_of
 from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
 from .plan import BufferSpec, ExecutionPlan, Extern, Launch, PackedWeight, TensorView, make_plan
-from .search import Construction, construct
 from .views import NeedSplit, NotAffine
 
 log = logging.getLogger("torchroller")
@@ -59,22 +55,27 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, Group):
             with _blame(step):
                 kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
-    chosen: dict[Any, tuple[TritonSource, Construction | None]] = {}
-    picks: dict[Group, tuple[TritonSource, Construction | None]] = {}
+    directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
+    checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
+    choices: dict[Any, Choice] = {}
+    picks: dict[Group, Choice] = {}
     for group, kernel in kernels.items():
         pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
         key = (kernel.expr, pack)
-        if key not in chosen:
+        if key not in choices:
             with _blame(group):
-                chosen[key] = choose(kernel.expr, spec, options, pack)
-        picks[group] = chosen[key]
-    owners = {s: group for group, (s, _) in picks.items()}
-    compiled = compile_all(executor, list(owners))
-    for source, result in zip(owners, compiled):
+                choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
+                                      measure=options.measure,
+                                      check=checked and indirect(kernel.expr))  # fmt: skip
+        picks[group] = choices[key]
+    owners = {c: group for group, c in picks.items()}
+    built: dict[Choice, CompiledKernel] = {}
+    for choice, result in zip(owners, compile_all(executor, [c.source for c in owners])):
         if isinstance(result, KernelError):
-            raise GroupError(str(result), _origins(owners[source])) from result
-    built = {s: k for s, k in zip(owners, compiled) if isinstance(k, CompiledKernel)}
+            raise GroupError(str(result), _origins(owners[choice])) from result
+        keep(choice, result, executor, directory)
+        built[choice] = result
     buffers = _buffers(lowered, fused)
     packed: dict[Any, PackedWeight] = {}
     steps: list[Launch | Extern] = []
@@ -82,9 +83,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if isinstance(step, ExternCall):
             steps.append(_extern(step, fused))
             continue
-        kernel, (source, construction) = kernels[step], picks[step]
+        kernel, choice = kernels[step], picks[step]
         names = list(kernel.buffers)
-        for layout in source.packs:
+        for layout in choice.source.packs:
             at = int(layout.tensor[1:])
             key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
             if key not in packed:
@@ -92,8 +93,12 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 packed[key] = PackedWeight(name, names[at], layout)
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
             names[at] = packed[key].name
+        if choice.source.flags:
+            buffers.setdefault("errors", BufferSpec("errors", "flag", 1, "int32"))
+            names.append("errors")
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
-        steps.append(Launch(built[source], tuple(names), writes, kernel.expr, construction))
+        steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
+                            choice.measured_s))  # fmt: skip
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
     return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
 
@@ -111,18 +116,21 @@ def _blame(group: Group) -> Iterator[None]:
 
 
 def _origins(group: Group) -> frozenset[str]:
-    found: set[str] = set()
+    return frozenset(n.origin for n in _members(group) if n.origin)
+
+
+def _members(group: Group) -> list[Node]:
+    """What a kernel computes, inline values included, in the order of the graph."""
     stack = list(group.index)
     seen: set[Node] = set(stack)
-    while stack:  # inline values are part of the kernel too
+    while stack:
         node = stack.pop()
-        if node.origin:
-            found.add(node.origin)
         for a in (*node.args, *(i for i in node.index if isinstance(i, Node))):
-            if a not in seen and a.kind in ("view", "pointwise", "iota"):
+            inside = a.kind in ("view", "pointwise", "iota") or (a.kind == "gather" and node.kind != "gather")
+            if a not in seen and inside:
                 seen.add(a)
                 stack.append(a)
-    return frozenset(found)
+    return sorted((n for n in seen if n.kind != "view"), key=lambda n: n.serial)
 
 
 @functools.lru_cache
@@ -136,27 +144,10 @@ def device_spec(device: torch.device) -> DeviceSpec:
     return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
-def choose(expr: TensorExpr, spec: DeviceSpec, options: Options, pack: bool) -> tuple[TritonSource, Construction | None]:
-    """The kernel text of the best rProgram, and what the search found."""
-    if is_attention(expr):
-        return emit(expr, attention_tiling(expr, spec.is_cpu), pack), None
-    construction = construct(expr, spec, top_k=options.topk)
-    return emit(expr, tiling_of(construction.best), pack), construction
-
-
-def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
-    """Triton text of an expression under a tiling."""
-    if is_attention(expr):
-        return emit_attention(expr, tiling, expr.name)
-    if is_contraction(expr):
-        return emit_contraction(expr, tiling, expr.name, pack)
-    return emit_loops(expr, tiling, expr.name)
-
-
 def kernel_name(group: Group) -> str:
     """A name that says what is in the kernel, the same for equal kernels."""
     words: list[str] = []
-    for node in group.index:
+    for node in _members(group):
         word = re.sub(r"_?\d+$", "", node.origin) or node.fn or node.kind
         if word not in words:
             words.append(word)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,14 @@ from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
+from .search import Construction
 
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """A buffer of the plan. kind: input, constant, temporary, output, extern or packed."""
+    """A buffer of the plan. kind: input, constant, temporary, output, extern, packed or flag."""
 
     name: str
     kind: str
@@ -45,15 +46,24 @@ class BufferSpec:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel on buffers. `programs` are the ranked rPrograms it was chosen from, best first."""
+    """One kernel on buffers.
+
+    `chosen` is the rank of its rProgram in `construction`; `measured_s` the times of the ranked rPrograms where
+    they were measured. `search` makes the construction when someone asks (a cached kernel was not searched for).
+    """
 
     kernel: CompiledKernel
     buffers: tuple[str, ...]
     writes: tuple[str, ...]
     expr: TensorExpr
-    construction: Any = None
+    search: Callable[[], Construction | None]
     chosen: int = 0
     measured_s: tuple[float, ...] | None = None
+
+    @property
+    def construction(self) -> Construction | None:
+        """The ranked rPrograms, best first; None for attention kernels, whose tiles are not searched."""
+        return self.search()
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,14 @@ class ExecutionPlan:
     @property
     def externs(self) -> tuple[Extern, ...]:
         return tuple(s for s in self.steps if isinstance(s, Extern))
+
+    def index_error(self) -> str:
+        """What to say when an index was out of range: the kernels that check, with their operators."""
+        where = [f"{x.kernel.source.name} (from {', '.join(x.expr.source)})" for x in self.launches if x.kernel.source.flags]
+        return (
+            "index out of range in one of the kernels " + "; ".join(where) + ". Look for an embedding, index or gather "
+            "whose index is negative or not below the size of the indexed dimension; run eagerly to see the line."
+        )
 
     def __call__(self, args: list[Any]) -> list[Any]:
         try:
@@ -216,6 +234,10 @@ class _Instance:
         self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}
         for name, tensor in plan.constants.items():
             self.fixed[name] = tensor.data_ptr()
+        self.flag = torch.zeros(1, dtype=torch.int32)
+        self.flagged = self.flag.numpy() if "errors" in plan.buffers else None
+        if self.flagged is not None:
+            self.fixed["errors"] = self.flag.data_ptr()
         self.moving = [b for b in plan.buffers.values() if b.name not in self.fixed]
         self.slot = {b.name: i for i, b in enumerate(self.moving)}
         self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
@@ -263,6 +285,9 @@ class _Instance:
             else:
                 tensors = [self.flat(name, args, storages, results) for name in step.buffers]
                 plan.executor.launch(step.kernel, tensors)
+        if self.flagged is not None and self.flagged[0]:
+            self.flagged[0] = 0
+            raise IndexError(plan.index_error())
         made = [self.output(o, args, storages, results) for o in plan.outputs]
         args.clear()
         return made
@@ -295,6 +320,8 @@ class _Instance:
             source = results[v.buffer]
         elif spec.kind == "packed":
             return self.plan.weights[v.buffer][1]
+        elif spec.kind == "flag":
+            return self.flag
         else:
             if spec.kind == "output":
                 storage, start = storages[self.slot[v.buffer]], 0
@@ -345,9 +372,8 @@ class _Segment:
         at = 0
         for launch in launches:
             args = [owner.fixed.get(name, 0) for name in launch.buffers]
-            extra = _scratch(launch, utils)
-            block = utils.pack_block((launch.kernel.source.grid, 1, 1), args, launch.kernel.source.signature, **extra[0])
-            self.keep += [extra[1], launch.kernel.handle]
+            block, memory = plan.executor.block(launch.kernel, args)
+            self.keep += [memory, launch.kernel.handle]
             data = np.frombuffer(bytes(block), np.uint64)
             starts.append(at)
             for i, name in enumerate(launch.buffers):
@@ -367,16 +393,6 @@ class _Segment:
     def run(self, addresses: np.ndarray) -> None:
         self.blocks[self.where] = addresses[self.what]
         self.call(self.count, self.entries, self.pointers)
-
-
-def _scratch(launch: Launch, utils: Any) -> tuple[dict[str, Any], Any]:
-    """Scratch memory of a kernel that needs it: threads x stride bytes, owned by this instance."""
-    need = int(getattr(launch.kernel.handle.metadata, "scratch_bytes", 0) or 0)
-    if not need:
-        return {}, None
-    stride = -(-need // 64) * 64
-    memory = allocate(stride * torch.get_num_threads(), torch.device("cpu"))
-    return {"scratch": memory.data_ptr(), "scratch_bytes": need}, memory
 
 
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:

@@ -45,14 +45,12 @@ class Cell(nn.Module):
 
     def __init__(self, inputs: int = 13, width: int = 24) -> None:
         super().__init__()
-        self.x, self.h, self.width = nn.Linear(inputs, 4 * width), nn.Linear(width, 4 * width), width
+        self.cell, self.width = nn.LSTMCell(inputs, width), width
 
     def forward(self, sequence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         h = c = sequence.new_zeros(sequence.shape[1], self.width)
         for x in sequence:
-            i, f, g, o = (self.x(x) + self.h(h)).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
+            h, c = self.cell(x, (h, c))
         return h, c
 
 
@@ -92,7 +90,9 @@ def bert() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
     config = transformers.BertConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
                                      intermediate_size=80, max_position_embeddings=64)  # fmt: skip
-    return transformers.BertModel(config), (tokens(),)
+    mask = torch.ones(2, TOKENS, dtype=torch.long)
+    mask[1, 10:] = 0
+    return transformers.BertModel(config), (tokens(), mask)
 
 
 def gpt2() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

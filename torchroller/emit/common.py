@@ -72,6 +72,7 @@ class TritonSource:
     num_warps: int = 4
     num_stages: int = 2
     packs: tuple[Pack, ...] = ()
+    flags: bool = False  # the last parameter is an int32 that is set where an index leaves its tensor
 
     def __str__(self) -> str:
         return self.text
@@ -132,7 +133,7 @@ class Body:
     have: dict[int, str] = field(default_factory=dict)
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
-    error: str | None = None  # pointer that takes a flag where an indirect index leaves its tensor
+    check: bool = False  # set a flag where an indirect index leaves its tensor
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -157,6 +158,8 @@ class Body:
         return " & ".join(terms) if terms else None
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
+        if self.check:
+            self.check_indices(access, depends)
         mask = self.mask(access, depends)
         tail = f", mask={mask}, other=0" if mask else ""
         text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
@@ -165,6 +168,15 @@ class Body:
         elif access.dtype in ("float16", "bfloat16") and n not in self.raw_half:
             text += ".to(tl.float32)"
         return text
+
+    def check_indices(self, access: Access, depends: Iterable[str]) -> None:
+        inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        for ix, size in zip(access.index, access.shape):
+            if ix.indirect is not None:
+                v = self.have[ix.indirect]
+                bad = " & ".join([f"(({v} < 0) | ({v} >= {size}))", *inside])
+                every = " + ".join([f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)])
+                self.line(f"tl.store(errors + ({every}), 1, mask={bad})")
 
     def call(self, v: Value) -> str:
         args = [self.have[a] for a in v.args]
@@ -262,15 +274,24 @@ def convert_store(text: str, dtype: str) -> str:
     return f"({text}).to({TL[dtype]})" if dtype in ("float16", "bfloat16") else text
 
 
-def module(name: str, params: Sequence[str], body: Body, heading: Sequence[str]) -> str:
+def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, ...] = ()) -> TritonSource:
     """The whole module: imports, library functions, the kernel."""
+    names, types = pointers(body.expr)
+    if body.check:
+        names, types = (*names, "errors"), (*types, "*i32")
     out = ["import triton", "import triton.language as tl", ""]
     for fn in sorted(body.library):
         out += ["", LIBRARY[fn][0]]
-    out += ["", "@triton.jit", f"def {name}({', '.join(params)}):"]
-    out += [f"    # {line}" for line in heading]
+    out += ["", "@triton.jit", f"def {name}({', '.join(names)}):"]
+    out += [f"    # {line}" for line in str(body.expr).splitlines()]
     out += body.lines
-    return "\n".join(out) + "\n"
+    text = "\n".join(out) + "\n"
+    return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages, packs, body.check)
+
+
+def indirect(expr: TensorExpr) -> bool:
+    """Does the kernel read at positions that are themselves data?"""
+    return any(access.bounded for access in expr.loads)
 
 
 def wide_index(expr: TensorExpr) -> bool:

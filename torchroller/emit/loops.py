@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
 from ..graph import compute_type
-from .common import TL, Body, Tiling, TritonSource, dependences, module, pointers, wide_index
+from .common import TL, Body, Tiling, TritonSource, dependences, finish, wide_index
 
 NEUTRAL = {"sum": "0", "prod": "1", "any": "0", "all": "1"}
 
 
-def emit_loops(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
-    """Triton text of a kernel without dots."""
-    return _Loops(expr, tiling, name).run()
+def emit_loops(expr: TensorExpr, tiling: Tiling, name: str, check: bool = False) -> TritonSource:
+    """Triton text of a kernel without dots; `check` flags indices that leave their tensor."""
+    return _Loops(expr, tiling, name, check).run()
 
 
 class _Loops:
-    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str) -> None:
+    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, check: bool) -> None:
         self.expr, self.tiling, self.name = expr, tiling, name
         self.depends = dependences(expr)
-        self.body = Body(expr)
+        self.body = Body(expr, check=check)
         self.extent = {a.name: a.extent for a in expr.axes}
         self.vector = self.vector_axes()
         self.over = frozenset(a.name for a in expr.reduce)
@@ -70,9 +70,7 @@ class _Loops:
             self.passes()
         else:
             self.whole()
-        names, types = pointers(expr)
-        text = module(self.name, names, body, str(expr).splitlines())
-        return TritonSource(self.name, text, types, grid, self.tiling.num_warps, self.tiling.num_stages)
+        return finish(body, self.tiling, self.name, grid)
 
     def program_axes(self) -> int:
         body = self.body
