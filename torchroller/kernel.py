@@ -327,6 +327,9 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
             results = list(pool.map(build, missing.values()))
     else:
         results = [build(s) for s in missing.values()]
+    # ast.parse of CPython 3.11 and 3.12 can fail with SystemError when several threads are in it
+    results = [build(s) if isinstance(r, KernelError) and isinstance(r.__cause__, SystemError) else r
+               for s, r in zip(missing.values(), results)]  # fmt: skip
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]

@@ -55,11 +55,11 @@ def swapped_twice(layer):
 
 def written_through_data(layer):
     """`.data` shares memory with the parameter, but not its version counter."""
-    layer.weight.data.mul_(-3.0)
+    layer.weight.data.mul_(-1.25)
 
 
 def written_through_numpy(layer):
-    layer.weight.detach().numpy()[:] *= -2.0
+    layer.weight.detach().numpy()[:] *= -1.5
 
 
 def replaced(layer):
@@ -69,11 +69,12 @@ def replaced(layer):
 CHANGES = [step, load, copied, swapped, swapped_twice, written_through_data, written_through_numpy, replaced]
 
 
-@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
+# weights of 11 KiB are compared in full, those of 20 KiB in samples
+@pytest.mark.parametrize("grad_mode,columns", [(torch.no_grad, 130), (torch.inference_mode, 70)])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-def test_changed_weights_are_never_stale(change, grad_mode):
+def test_changed_weights_are_never_stale(change, grad_mode, columns):
     torch.manual_seed(0)
-    layer = nn.Linear(40, 70)
+    layer = nn.Linear(40, columns)
     x = torch.randn(9, 40)
     fast = compiled(layer)
     with grad_mode():
