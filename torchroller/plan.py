@@ -23,8 +23,8 @@ from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
-from .weights import Packed
 from .search import Construction
+from .weights import Packed
 
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
