@@ -25,18 +25,6 @@ from .ops.pointwise import TABLE
 INLINE_COST = 8
 INLINE_LOADS = 3
 
-    def __str__(self) -> str:
-        lines = []
-        for step in self.steps:
-            if isinstance(step, Group):
-                axes = " ".join(f"{k}:{n}{'r' if k in step.reduced else ''}" for k, n in step.extents.items())
-                members = " ".join(n.fn or n.kind for n in sorted(step.index, key=lambda n: n.serial))
-                stored = ", ".join(self.storage[n].buffer for n in step.index if n in self.storage)
-                lines.append(f"kernel {step.number} ({step.kind})  axes {axes}\n  computes {members}\n  stores {stored}")
-            else:
-                lines.append(f"extern {step}")
-        return "\n".join(lines)
-
 
 def fuse(lowered: Lowered, enabled: bool = True) -> Fused:
     """Groups the values that the outputs and extern calls need into kernels."""

@@ -62,6 +62,18 @@ class Fused:
     writers: dict[Node, Group]
     outputs: tuple[Node | Any, ...]
 
+    def __str__(self) -> str:
+        lines = []
+        for step in self.steps:
+            if isinstance(step, Group):
+                axes = " ".join(f"{k}:{n}{'r' if k in step.reduced else ''}" for k, n in step.extents.items())
+                members = " ".join(n.fn or n.kind for n in sorted(step.index, key=lambda n: n.serial))
+                stored = ", ".join(self.storage[n].buffer for n in step.index if n in self.storage)
+                lines.append(f"kernel {step.number} ({step.kind})  axes {axes}\n  computes {members}\n  stores {stored}")
+            else:
+                lines.append(f"extern {step}")
+        return "\n".join(lines)
+
 
 def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tuple[int, ...], int] | None:
     """(strides, offset) of a chain of views over a base stored with `strides`; None where none exist."""

@@ -335,6 +335,17 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
             results = list(pool.map(build, missing.values()))
     else:
         results = [build(s) for s in missing.values()]
+    results = [build(s) if isinstance(r, KernelError) and _interrupted(r) else r
+               for s, r in zip(missing.values(), results)]  # fmt: skip
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Did ast.parse fail because several threads were in it? CPython 3.11 and 3.12 raise SystemError then."""
+    while error is not None:
+        if isinstance(error, SystemError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

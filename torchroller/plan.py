@@ -9,7 +9,6 @@ that overlap (threads, re-entry) get one each.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
 from .search import Construction
+from .weights import Packed
 
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
@@ -118,7 +118,7 @@ class ExecutionPlan:
     arena_bytes: int = 0
     pools: tuple[OutputPool, ...] = ()
     free: list[_Instance] = field(default_factory=list)
-    weights: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Packed] = field(default_factory=dict)
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -253,8 +253,8 @@ class _Instance:
         self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
         self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
         self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
-        self.held: dict[int, torch.Tensor] = {}
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
+        self.in_use: dict[str, Packed] = {}
         self.segments = self.native_segments() if plan.executor.native else self.steps()
 
     # ---- native launches: blocks are made once, addresses that move are written in before each run ----
@@ -286,9 +286,7 @@ class _Instance:
             storages[slot] = storage
             addresses[slot] = storage.data_ptr()
         for slot, packed in self.packs:
-            held = self.packed_weight(packed, args)
-            self.held[slot] = held  # another thread may pack again while our kernels still read this
-            addresses[slot] = held.data_ptr()
+            addresses[slot] = self.packed_weight(packed, args).data_ptr()
         results: dict[str, torch.Tensor] = {}
         for step in self.segments:
             if isinstance(step, _Segment):
@@ -310,12 +308,12 @@ class _Instance:
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
         if source.is_inference():
             raise UntrackedWeight(f"input {packed.source} is an inference tensor, which keeps no version")
-        key = (source.data_ptr(), source._version)
         have = self.plan.weights.get(packed.name)
-        if have is None or have[0] != key:
-            have = (key, pack(source, packed.pack))
+        if have is None or not have.current(source):
+            have = Packed.of(source, packed.pack)
             self.plan.weights[packed.name] = have
-        return have[1]
+        self.in_use[packed.name] = have  # another call may replace the plan's entry while this one runs
+        return have.tensor
 
     def flat(
         self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
@@ -336,7 +334,7 @@ class _Instance:
         elif spec.kind == "extern":
             source = results[v.buffer]
         elif spec.kind == "packed":
-            return self.plan.weights[v.buffer][1]
+            return self.in_use[v.buffer].tensor
         elif spec.kind == "flag":
             return self.flag
         else:
@@ -412,21 +410,3 @@ class _Segment:
     def run(self, addresses: np.ndarray) -> None:
         self.blocks[self.where] = addresses[self.what]
         self.call(self.count, self.entries, self.pointers)
-
-
-def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
-    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
-    dtype = TORCH_DTYPES[layout.dtype]
-    with torch.no_grad():
-        matrix = torch.as_strided(source.detach(), (layout.k, *layout.n_shape), (layout.k_stride, *layout.n_strides),
-                                  source.storage_offset() + layout.offset).reshape(layout.k, layout.n)  # fmt: skip
-        tiles = math.ceil(layout.n / layout.block)
-        if tiles * layout.block == layout.n:
-            return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
-        out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
-        whole = layout.n // layout.block
-        out[:whole] = (
-            matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
-        )
-        out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
-    return out
