@@ -47,7 +47,10 @@ def no_fallback(allowed: tuple[str, ...] = ()) -> ExecutionPlan:
     return plan
 
 
-EXTERNS = {"resnet": ("convolution", "max_pool2d", "adaptive_avg_pool2d"), "vit": ("convolution",)}
+EXTERNS = {
+    "resnet": ("convolution", "max_pool2d", "adaptive_avg_pool2d"), "vit": ("convolution",),
+    "gpt2": ("cumsum",), "llama": ("cumsum",),  # transformers finds packed sequences in the position numbers
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", model_cases.MODELS)
