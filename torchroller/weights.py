@@ -66,13 +66,17 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
     *outer, last = layout.n_shape
     strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
     with torch.no_grad():
-        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, source.storage_offset() + layout.offset)
+        rows = torch.as_strided(
+            source.detach(), (*outer, layout.k, last), strides, source.storage_offset() + layout.offset
+        )
         rows = rows.reshape(math.prod(outer), layout.k, last)
         whole = last // layout.block * layout.block
         if whole == last:
             return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
         out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
                           device=source.device)  # fmt: skip
-        out[:, : layout.tiles - 1] = rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
+        out[:, : layout.tiles - 1] = (
+            rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
+        )
         out[:, -1, :, : last - whole] = rows[:, :, whole:]
     return out
