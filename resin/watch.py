@@ -127,7 +127,7 @@ class Watch:
             None if ended_by_us else child.returncode,
             time.monotonic() - started,
             samples,
-            [self._refined(finding) for finding in self.judge()],
+            self.judge(),
             dict(self._diagnoses),
             list(self._troubles),
         )
@@ -151,13 +151,6 @@ class Watch:
         kept = without_echoes(kept)
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(kept, key=lambda f: (order[f.verdict], -f.severity, f.entity.pid is None, f.id))
-
-    def _refined(self, finding: Finding) -> Finding:
-        """The finding in the light of what a diagnosis of its process has shown."""
-        from .detect import refine
-
-        diagnosis = self._diagnoses.get(finding.entity.key)
-        return finding if diagnosis is None else refine(finding, diagnosis)
 
     def _keep(self, sampler: Sampler) -> int:
         samples = sampler.sample()

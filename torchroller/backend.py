@@ -73,7 +73,9 @@ def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, opti
 class _Runner:
     """A plan, and how to replace it when it meets weights whose changes cannot be seen."""
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, static: frozenset[int]) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, static: frozenset[int]
+    ) -> None:
         self.gm, self.options, self.static = gm, options, static
         self.plan = make_plan(gm, inputs, options, static)
 
@@ -83,7 +85,9 @@ class _Runner:
         except UntrackedWeight as error:
             log.info("torchroller: %s; compiling without packed weights", error)
             _last[:] = [p for p in _last if p is not self.plan]
-            self.plan = make_plan(self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static)
+            self.plan = make_plan(
+                self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static
+            )
             return self.plan(args)
 
 
@@ -98,7 +102,11 @@ def make_plan(gm: fx.GraphModule, inputs: Sequence[Any], options: Options,
     except Exception as error:
         if options.strict:
             raise
-        log.warning("torchroller: a graph runs in ATen because compiling it failed: %s: %s", type(error).__name__, error)
+        log.warning(
+            "torchroller: a graph runs in ATen because compiling it failed: %s: %s",
+            type(error).__name__,
+            error,
+        )
         log.debug("compiling failed", exc_info=True)
         plan = EagerPlan(gm, f"compiling the graph failed: {type(error).__name__}: {error}")
     _traces[plan] = {n.name: n.stack_trace for n in gm.graph.nodes if n.stack_trace}

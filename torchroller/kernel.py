@@ -65,13 +65,19 @@ class Executor(Protocol):
 
     def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]: ...
 
-    def restore(self, source: TritonSource, code: bytes, metadata: dict[str, Any]) -> CompiledKernel | None: ...
+    def restore(
+        self, source: TritonSource, code: bytes, metadata: dict[str, Any]
+    ) -> CompiledKernel | None: ...
 
 
 def cache_dir(configured: str | None = None) -> Path:
     """The directory of generated sources; a temporary one where the configured one cannot be written."""
-    wanted = configured or os.environ.get("TORCHROLLER_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "torchroller"
+    wanted = (
+        configured
+        or os.environ.get("TORCHROLLER_CACHE_DIR")
+        or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "torchroller"
+        )
     )
     return _writable(os.path.join(wanted, "sources"))
 
@@ -189,7 +195,9 @@ class NativeExecutor:
             library, function, *_ = self.driver.utils.load_binary(metadata["name"], code, 0, 0)
         except RuntimeError:
             return None
-        return CompiledKernel(source, str(self.target), Loaded(library, function, code, metadata), cached=True)
+        return CompiledKernel(
+            source, str(self.target), Loaded(library, function, code, metadata), cached=True
+        )
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
         if self.native:
@@ -327,6 +335,17 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
             results = list(pool.map(build, missing.values()))
     else:
         results = [build(s) for s in missing.values()]
+    results = [build(s) if isinstance(r, KernelError) and _interrupted(r) else r
+               for s, r in zip(missing.values(), results)]  # fmt: skip
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Did ast.parse fail because several threads were in it? CPython 3.11 and 3.12 raise SystemError then."""
+    while error is not None:
+        if isinstance(error, SystemError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

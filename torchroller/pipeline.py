@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from .device import DeviceSpec, cpu
 from .emit.common import indirect
 from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
-from .fuse import Fused, Group, fuse, strided_view
+from .fuse import fuse
 from .graph import Node, base_of
+from .groups import Fused, Group, strided_view
 from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
@@ -54,7 +55,9 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
     for step in fused.steps:
         if isinstance(step, Group):
             with _blame(step):
-                kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
+                kernels[step] = build(
+                    step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step)
+                )
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
     checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
@@ -87,7 +90,15 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         names = list(kernel.buffers)
         for layout in choice.source.packs:
             at = int(layout.tensor[1:])
-            key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
+            key = (
+                names[at],
+                layout.n_shape,
+                layout.n_strides,
+                layout.k,
+                layout.k_stride,
+                layout.offset,
+                layout.block,
+            )
             if key not in packed:
                 name = f"packed{len(packed)}"
                 packed[key] = PackedWeight(name, names[at], layout)
@@ -99,8 +110,22 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
         steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
                             choice.measured_s))  # fmt: skip
+    if options.dump_dir:
+        _dump(options.dump_dir, steps)
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
-    return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
+    return make_plan(
+        steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
+    )
+
+
+def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
+    """Writes every launch's Triton text (its tensor expression stands in the comments) in order of execution."""
+    at = Path(directory)
+    at.mkdir(parents=True, exist_ok=True)
+    first = len(list(at.glob("*.py")))
+    for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
+        source = step.kernel.source
+        (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
 
 
 @contextlib.contextmanager
@@ -140,8 +165,12 @@ def device_spec(device: torch.device) -> DeviceSpec:
         return cpu(torch.get_num_threads())
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return DeviceSpec.for_target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
-    return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
+        return DeviceSpec.for_target(
+            "hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count
+        )
+    return DeviceSpec.for_target(
+        "cuda", 10 * properties.major + properties.minor, properties.multi_processor_count
+    )
 
 
 def kernel_name(group: Group) -> str:
@@ -184,10 +213,9 @@ def _extern(call: ExternCall, fused: Fused) -> Extern:
     args = fx.node.map_aggregate(call.args, swap)
     kwargs = fx.node.map_aggregate(call.kwargs, swap)
     results = tuple(
-        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
+        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides)
+        for r in call.results
     )
-    return Extern(call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where)
-
-
-def with_options(options: Options, **changes: Any) -> Options:
-    return dataclasses.replace(options, **changes)
+    return Extern(
+        call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where
+    )

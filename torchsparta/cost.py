@@ -159,9 +159,19 @@ def shipped_rates(spec: DeviceSpec, threads: int) -> Rates:
     mac_s = {kind: 2.0 / (peak * e) for kind, e in SHIPPED_EFFICIENCY.items()}
     moved = 1.0e-10 / max(1, threads) if spec.is_cpu else 8.0 / spec.dram.bandwidth_bytes_per_s
     return Rates(
-        spec.name, threads, spec.launch_s + spec.fork_s + 4e-6, 2 * moved, 2 * moved, moved / 4, 4 * moved, 4e-9 / max(1, threads), mac_s,
-        3e-6, 2.0 / (peak * 0.75), f"shipped efficiencies, peaks of {spec.name}",
-    )  # fmt: skip
+        device=spec.name,
+        threads=threads,
+        launch_s=spec.launch_s + spec.fork_s + 4e-6,
+        panel_s=2 * moved,
+        epilogue_s=2 * moved,
+        store_s=moved / 4,
+        quantise_s=4 * moved,
+        list_s=4e-9 / max(1, threads),
+        mac_s=mac_s,
+        dense_launch_s=3e-6,
+        dense_mac_s=2.0 / (peak * 0.9),
+        source=f"shipped efficiencies, peaks of {spec.name}",
+    )
 
 
 def cache_file() -> Path:

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from .cost import Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
-from .formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, SparseFormat, Tile, fits_nm
+from .formats import (
+    NM,
+    Block,
+    Dense,
+    FineGrained,
+    Int4,
+    Quantized,
+    QuantizedInt8,
+    SparseFormat,
+    Tile,
+    fits_nm,
+)
 from .formats.base import Work
 from .specialise.rows import EXACT_COLUMNS
 
@@ -90,7 +101,7 @@ def mixed_pack(block: tuple[int, int], least: int) -> Packer:
 
 def quantised_pack(inner: Packer, bits: int, scale: Tensor) -> Packer:
     """The same layout over int8 or int4 values with a given scale per row."""
-    cls = {8: QuantizedInt8, 4: Int4}[bits]
+    cls: type[Quantized] = {8: QuantizedInt8, 4: Int4}[bits]  # type: ignore[assignment]
 
     def pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
         q = torch.round(weight.double() / scale.double()[:, None]).to(torch.int8)
@@ -243,7 +254,9 @@ def cover(
     itemsize = 1 if quantised else weight.element_size()
     counts = _Counts(mask)
     options = _candidates(mask, counts, rates, itemsize, suffix)
-    if integer:  # sums of more columns than this are not exact in the float32 that the row-group kernel adds in
+    if (
+        integer
+    ):  # sums of more columns than this are not exact in the float32 that the row-group kernel adds in
         options = [o for o in options if o.name == "fine-grained" or k <= EXACT_COLUMNS]
     if dots:
         options += _dot_candidates(mask, counts, itemsize, suffix)
@@ -264,15 +277,15 @@ def cover(
     if not integer:
         ways.append((dense, None))
     ways.sort(key=lambda way: way[0].time_s)
-    best, option = ways[0]
+    best, chosen = ways[0]
     table = tuple(p for p, _ in ways)
     share = counts.total / mask.numel() if mask.numel() else 1.0
     runner = f"; next: {ways[1][0].format}, {ways[1][0].time_s * 1e6:.0f} us" if len(ways) > 1 else ""
     head = f"{1 - share:.1%} pruned, {tokens * images} tokens: "
-    if option is None:
+    if chosen is None:
         why = head + f"stays dense, predicted {dense_s * 1e6:.0f} us{runner}"
         return Cover(None, dense_pack, table, why, dense_s)
-    packer = quantised_pack(option.packer, bits, scale) if quantised and scale is not None else option.packer
+    packer = quantised_pack(chosen.packer, bits, scale) if quantised and scale is not None else chosen.packer
     why = head + f"{best.format}, predicted {best.time_s * 1e6:.0f} us, dense {dense_s * 1e6:.0f} us{runner}"
     return Cover(packer(weight, mask), packer, table, why, dense_s)
 

@@ -2,9 +2,8 @@
 
 Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own, and
 for each attention whose mask is known. `choose` asks the registered choosers, highest priority first, for a
-module that computes the site; the first that does not answer None wins; `specialised` (specialised.py), the
-cover by formats at the least predicted time, is asked last; without an answer the masked weight stays dense.
-A chooser is `f(site) -> nn.Module | None`.
+module that computes the site; the first that does not answer None wins. `specialised` (specialised.py), the cover
+by formats at the least predicted time, is asked last. A chooser is `f(site) -> nn.Module | None`.
 
 The module is called as `module(x)` (attention: `module(q, k, v)`) or, if the site's epilogue ends in "add",
 `module(x, residual)`. It may carry `sparta_format` (str) and `sparta_reason` (str), which the report shows,

@@ -13,7 +13,7 @@ from .source import function_at, growth_sites, is_library
 from .target import Gone, Target, inspect
 
 MEBIBYTE = 1048576.0
-RETAINED_SHARE = 0.5  # of what the heap holds resident: above, the allocator keeps more than the program uses
+RETAINED_SHARE = 0.4  # of what the heap holds resident: above, malloc keeps about as much as the program uses
 RETAINED_BYTES = 8 * MEBIBYTE
 
 

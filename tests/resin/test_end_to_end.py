@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -175,6 +176,28 @@ def chromium(url, *extra):
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
 
+@contextlib.contextmanager
+def served(store):
+    """The application over `store` on loopback, without detection: what is shown is what the test put in."""
+    import uvicorn
+
+    from resin.config import Config
+    from resin.service.app import create_app
+
+    port = resin_servers.free_port()
+    app = create_app(store, Config(host="h"), background=False)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: get(url, "/healthz"))
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
 def test_page_shows_findings_and_a_process(tmp_path):
     from resin.config import Config
     from resin.model import Diagnosis, Entity, Finding, Sample, Suspect
@@ -204,12 +227,7 @@ def test_page_shows_findings_and_a_process(tmp_path):
         found.keep_diagnosis(
             "aaaa000000", Diagnosis("aaaa000000", 4, "python-heap", (suspect,), 0.8, 5.0, ("helper: ok",))
         )
-    port = resin_servers.free_port()
-    url = f"http://127.0.0.1:{port}"
-    with process(
-        *options_for(tmp_path, port, detect_every_s=3600, host="h"), "serve", stdout=subprocess.DEVNULL
-    ):
-        wait_for(lambda: get(url, "/healthz"))
+    with Store(str(tmp_path / "resin.duckdb")) as store, served(store) as url:
         listed = chromium(f"{url}/")
         assert "1 leaking, 1 retained by the allocator" in listed
         assert re.search(r'class="badge leak">leak</span>', listed)

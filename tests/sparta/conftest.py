@@ -15,7 +15,6 @@ import torch
 import torchsparta
 from torchsparta.api import difference
 
-
 if not any(e.name == "cpu" for e in entry_points(group="triton.backends")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

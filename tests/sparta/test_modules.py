@@ -193,17 +193,15 @@ def test_two_threads_share_a_layer():
     w, m = half(40, 64)
     layer = SparseLinear((FineGrained.pack(w, m),))
     inputs = [torch.randn(24, 64, dtype=torch.float64) for _ in range(4)]
-    wrong = []
+    right = []
 
     def work(x):
         want = x @ (w * m).T
-        for _ in range(5):
-            if not torch.allclose(layer(x), want, rtol=1e-10, atol=1e-10):
-                wrong.append(x)
+        right.extend(torch.allclose(layer(x), want, rtol=1e-10, atol=1e-10) for _ in range(5))
 
     threads = [threading.Thread(target=work, args=(x,)) for x in inputs]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert not wrong
+    assert right == [True] * 20

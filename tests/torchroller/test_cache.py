@@ -64,7 +64,9 @@ def test_two_processes_at_once(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     env = {**os.environ, "TORCHROLLER_CACHE_DIR": str(tmp_path),
            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
-    both = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stderr=subprocess.PIPE) for _ in range(2)
+    ]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()

@@ -125,7 +125,9 @@ def test_a_clone_is_memory_of_its_own():
 
 def test_calls_from_many_threads():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)
+    )
     xs = [torch.randn(16, 64) for _ in range(4)]
     with torch.no_grad():
         fn, wants = compiled(net), [net(x) for x in xs]
@@ -181,7 +183,9 @@ def test_a_failing_emitter_becomes_extern_calls(monkeypatch):
 
 def test_shapes_that_change_are_specialised():
     layer = torch.nn.Linear(8, 16)
-    fn = torch.compile(lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True)
+    fn = torch.compile(
+        lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True
+    )
     for n in (3, 5, 7, 5, 1):
         x = torch.randn(n, 8, requires_grad=True)
         fn(x).square().sum().backward()
@@ -229,6 +233,13 @@ def test_an_index_out_of_range_raises_as_in_aten(executor):
     good = torch.tensor([1, 9, 0])
     torch.testing.assert_close(fn(good, table), table[good] * 2)
     for bad in ([1, 10, 0], [1, -1, 0]):
-        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_mul"):
+        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_embedding_mul"):
             fn(torch.tensor(bad), table)
     torch.testing.assert_close(fn(good, table), table[good] * 2)
+
+
+def test_kernels_are_dumped_where_asked(tmp_path):
+    compiled(lambda x: x.softmax(-1) @ x.mT, dump_dir=str(tmp_path / "out"))(torch.randn(8, 8))
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert len(files) == 2 and files[0].startswith("000_fused_") and files[1].startswith("001_fused_")
+    assert "reduce fmax" in (tmp_path / "out" / files[0]).read_text()

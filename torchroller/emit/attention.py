@@ -54,7 +54,9 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     score = expr.values[top].args[0]
     body = Body(expr, check=check)
     body.raw_half = frozenset(
-        i for i in (*first.args, second.args[1]) if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        i
+        for i in (*first.args, second.args[1])
+        if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
     )
     grid = _programs(body, expr, batch, m, bm)
 

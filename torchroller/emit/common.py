@@ -175,7 +175,9 @@ class Body:
             if ix.indirect is not None:
                 v = self.have[ix.indirect]
                 bad = " & ".join([f"(({v} < 0) | ({v} >= {size}))", *inside])
-                every = " + ".join([f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)])
+                every = " + ".join(
+                    [f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
+                )
                 self.line(f"tl.store(errors + ({every}), 1, mask={bad})")
 
     def call(self, v: Value) -> str:
@@ -202,7 +204,9 @@ class Body:
         self.line(f"v{n} = {text}")
         self.have[n] = f"v{n}"
 
-    def compute(self, wanted: Iterable[int], depends: Sequence[frozenset[str]], stop: Iterable[int] = ()) -> None:
+    def compute(
+        self, wanted: Iterable[int], depends: Sequence[frozenset[str]], stop: Iterable[int] = ()
+    ) -> None:
         """Emits every value that `wanted` needs and that is not there yet; reduce and dot values must be."""
         order: list[int] = []
         seen: set[int] = set(stop)
@@ -212,7 +216,10 @@ class Body:
                 return
             seen.add(n)
             v = self.expr.values[n]
-            for a in (*v.args, *(ix.indirect for ix in (v.access.index if v.access else ()) if ix.indirect is not None)):
+            for a in (
+                *v.args,
+                *(ix.indirect for ix in (v.access.index if v.access else ()) if ix.indirect is not None),
+            ):
                 visit(a)
             order.append(n)
 
@@ -248,7 +255,11 @@ def _constant(v: Value) -> str:
 def _rounded(number: float | int | bool | None) -> float:
     """What float32 makes of a number that is too large for it."""
     value = float(number or 0.0) if number is not None else 0.0
-    return math.copysign(math.inf, value) if math.isfinite(value) and abs(value) > 3.4028235677973366e38 else value
+    return (
+        math.copysign(math.inf, value)
+        if math.isfinite(value) and abs(value) > 3.4028235677973366e38
+        else value
+    )
 
 
 def _times(text: str, factor: int) -> str:
@@ -297,7 +308,9 @@ def indirect(expr: TensorExpr) -> bool:
 def wide_index(expr: TensorExpr) -> bool:
     """Do offsets leave 32 bits?"""
     for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
+        span = abs(access.offset) + sum(
+            abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
+        )
         if span >= 1 << 31:
             return True
     return False

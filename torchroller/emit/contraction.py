@@ -53,7 +53,9 @@ class _Contraction:
         self.number = expr.values.index(self.dot)
         self.tile_m = self.tile_axis(self.m)
         self.tile_n = self.tile_axis(self.n)
-        raw = frozenset(i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF)
+        raw = frozenset(
+            i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        )
         self.body = Body(expr, raw_half=raw, check=check)
 
     def tile_axis(self, axes: list[Axis]) -> Axis | None:
@@ -77,7 +79,9 @@ class _Contraction:
         rows = [a for a in self.m if a is not self.tile_m] + ([self.tile_m] if self.tile_m else [])
         cols = [a for a in self.n if a is not self.tile_n] + ([self.tile_n] if self.tile_n else [])
         tiles_m = -(-self.tile_m.extent // self.bm) if self.tile_m else 1
-        group = self.tiling.group if 0 < self.tiling.group < tiles_m and tiles_m % self.tiling.group == 0 else 0
+        group = (
+            self.tiling.group if 0 < self.tiling.group < tiles_m and tiles_m % self.tiling.group == 0 else 0
+        )
         order: list[tuple[str, int]] = [(a.name, a.extent) for a in self.batch]
         if group:
             order += [(f"{a.name}", a.extent) for a in rows if a is not self.tile_m]

@@ -59,7 +59,9 @@ def dot_program(spec: DotSpec) -> Program:
         at = f"({start} + {flat})"
         target = "tl.int8" if s.integer else s.compute
         guard = "" if s.listed or not ragged else f", mask=(offs_k < {s.columns})[:, None], other=136"
-        load_b = f"(((tl.load(val + {at} // 2{guard}).to(tl.int32) >> (({at} % 2) * 4)) & 15) - 8).to({target})"
+        load_b = (
+            f"(((tl.load(val + {at} // 2{guard}).to(tl.int32) >> (({at} % 2) * 4)) & 15) - 8).to({target})"
+        )
     widen = f".to({s.compute})" if s.widen or (s.values != "real" and not s.integer) else ""
     precision = "" if s.integer else ', input_precision="ieee"'
     body = [
@@ -71,7 +73,10 @@ def dot_program(spec: DotSpec) -> Program:
         f"total = tl.zeros([{s.tokens}, {s.rows}], dtype={acc})",
     ]
     if s.listed:
-        body += ["for j in range(tl.load(ptr + nb * 2), tl.load(ptr + nb * 2 + 1)):", "    k0 = tl.load(idx + j)"]
+        body += [
+            "for j in range(tl.load(ptr + nb * 2), tl.load(ptr + nb * 2 + 1)):",
+            "    k0 = tl.load(idx + j)",
+        ]
     else:
         body += [f"for k0 in range(0, {s.columns}, {s.width}):"]
     body += [
@@ -165,7 +170,11 @@ class BlockDotLinear:
         if self.integer and not isinstance(self.part, Quantized):
             raise ValueError("BlockDotLinear: integer arithmetic needs a quantised part")
         Epilogue(activation=self.activation)
-        order = self._inner.balanced_order() if isinstance(self._inner, RowGroups) else torch.zeros(1, dtype=torch.int32)
+        order = (
+            self._inner.balanced_order()
+            if isinstance(self._inner, RowGroups)
+            else torch.zeros(1, dtype=torch.int32)
+        )
         object.__setattr__(self, "order", order.to(self._val.device))
 
     @property
@@ -253,8 +262,8 @@ class BlockDotLinear:
             tile = 16
             source = Space("q", m * k, torch.int8)
             token_scale = Space("token_scale", m, torch.float32)
-            arguments = (Open("x"), source, token_scale, m, k, stride)
-            steps.append(Step(_quantize_launch(tile, 64), (-(-m // tile),), arguments))
+            first = (Open("x"), source, token_scale, m, k, stride)
+            steps.append(Step(_quantize_launch(tile, 64), (-(-m // tile),), first))
             stride = k
         bias, residual = (Open(n if n in opened else "x") for n in ("bias", "residual"))
         arguments = (

@@ -175,7 +175,9 @@ class SpecialisedLinear:
             for start in range(0, flat.shape[0], SLAB_TOKENS):
                 part = slice(start, start + SLAB_TOKENS)
                 few = flat[part]
-                self._run(few[None], rows[part], few.shape[0], bias, None if res is None else res[part], "linear")
+                self._run(
+                    few[None], rows[part], few.shape[0], bias, None if res is None else res[part], "linear"
+                )
         return y
 
     def conv2d(
@@ -251,7 +253,9 @@ class SpecialisedLinear:
         panels = per_image * x.shape[0]
         compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
         xp = Space("xp", panels * spec.panel_rows * tokens, compute)
-        scale: Space | Open = Space("token_scale", panels * tokens, torch.float32) if self.integer else Open("x")
+        scale: Space | Open = (
+            Space("token_scale", panels * tokens, torch.float32) if self.integer else Open("x")
+        )
         grid = (panels, spec.panel_rows // PANEL_COLUMNS)
         sizes = (m, k, spec.panel_rows, per_image)
         if x.dim() == 4:

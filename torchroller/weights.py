@@ -1,0 +1,77 @@
+"""Packed weights: a constant matmul operand in the order that its kernel reads it, and whether it still holds.
+
+Three things tell that a weight has changed since it was packed. Its version counter moves with every write that
+goes through PyTorch on the parameter itself. Its address moves when `.data` is swapped; the old memory is held
+until then, so that the allocator cannot hand the same address to the new one. Writes through `.data`, a NumPy
+view or a pointer leave both alone: weights up to 16 KiB are compared in full, of larger ones about a hundred
+elements spread over the memory. A write past PyTorch to a few elements of a large weight is the one change that
+this does not see; options={"pack_weights": False} is for programs that do that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .emit.common import Pack
+from .graph import TORCH_DTYPES
+
+_COMPARED_BYTES = 16384  # weights up to this size are compared in full
+_SAMPLES = 96
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """`tensor` is the packed copy of a weight; the rest says of what."""
+
+    tensor: torch.Tensor
+    address: int
+    version: int
+    memory: torch.UntypedStorage
+    sample: np.ndarray | None  # a view of the weight's own memory; None where the host cannot read it
+    seen: bytes
+
+    @staticmethod
+    def of(source: torch.Tensor, layout: Pack) -> Packed:
+        """Packs `source` as it is now."""
+        sample = _sample(source)
+        seen = sample.tobytes() if sample is not None else b""
+        address, version = source.data_ptr(), source._version
+        return Packed(pack(source, layout), address, version, source.untyped_storage(), sample, seen)
+
+    def current(self, source: torch.Tensor) -> bool:
+        """Does the packed copy hold what `source` holds now?"""
+        if source.data_ptr() != self.address or source._version != self.version:
+            return False
+        return self.sample is None or self.sample.tobytes() == self.seen
+
+
+def _sample(source: torch.Tensor) -> np.ndarray | None:
+    if source.device.type != "cpu" or source.numel() == 0:
+        return None
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(source.shape, source.stride()))
+    flat = torch.as_strided(source.detach(), (extent,), (1,), source.storage_offset())
+    words = flat.view(_WORD[source.dtype.itemsize]).numpy()
+    if words.nbytes <= _COMPARED_BYTES:
+        return words
+    return words[:: extent // _SAMPLES | 1]  # an odd step visits every column of a matrix of even width
+
+
+def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
+    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
+    dtype = TORCH_DTYPES[layout.dtype]
+    with torch.no_grad():
+        matrix = torch.as_strided(source.detach(), (layout.k, *layout.n_shape), (layout.k_stride, *layout.n_strides),
+                                  source.storage_offset() + layout.offset).reshape(layout.k, layout.n)  # fmt: skip
+        tiles = math.ceil(layout.n / layout.block)
+        if tiles * layout.block == layout.n:
+            return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
+        out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
+        whole = layout.n // layout.block
+        out[:whole] = matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
+        out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
+    return out
