@@ -63,15 +63,16 @@ def _sample(source: torch.Tensor) -> np.ndarray | None:
 
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
     """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
-    dtype = TORCH_DTYPES[layout.dtype]
+    *outer, last = layout.n_shape
+    strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
     with torch.no_grad():
-        matrix = torch.as_strided(source.detach(), (layout.k, *layout.n_shape), (layout.k_stride, *layout.n_strides),
-                                  source.storage_offset() + layout.offset).reshape(layout.k, layout.n)  # fmt: skip
-        tiles = math.ceil(layout.n / layout.block)
-        if tiles * layout.block == layout.n:
-            return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
-        out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
-        whole = layout.n // layout.block
-        out[:whole] = matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
-        out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
+        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, source.storage_offset() + layout.offset)
+        rows = rows.reshape(math.prod(outer), layout.k, last)
+        whole = last // layout.block * layout.block
+        if whole == last:
+            return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
+        out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
+                          device=source.device)  # fmt: skip
+        out[:, : layout.tiles - 1] = rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
+        out[:, -1, :, : last - whole] = rows[:, :, whole:]
     return out

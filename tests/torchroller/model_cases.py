@@ -40,6 +40,23 @@ class Encoder(nn.Module):
         return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places[: tokens.shape[1]])).mean(1))
 
 
+class Mixed(nn.Module):
+    """Kernels that the others lack: fused causal attention, reductions over rows and columns, a product of views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(VOCABULARY, 64), nn.LayerNorm(64)
+        self.qkv, self.up, self.down = nn.Linear(64, 192), nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.norm(self.table(ids))
+        q, k, v = (t.unflatten(-1, (4, 16)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        a = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        y = x + self.down(nn.functional.gelu(self.up(a)))
+        scores = (y @ y.mT).softmax(-1)
+        return y.mean(1), y.sum(0).amax(), scores, y[:, 0] @ self.up.weight.mT, y.tanh().argmax(-1)
+
+
 class Cell(nn.Module):
     """An LSTM cell, stepped over a sequence."""
 
@@ -126,6 +143,7 @@ def block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 MODELS = {
     "bert": bert, "gpt2": gpt2, "vit": vit, "llama": llama, "block": block,
+    "mixed": lambda: (Mixed(), (tokens(),)),
     "encoder": lambda: (Encoder(), (tokens(),)),
     "lstm": lambda: (Cell(), (torch.randn(3, 5, 13),)),
     "resnet": lambda: (resnet(), (image(),)),

@@ -25,13 +25,13 @@ from torchroller.ops.registry import RULES
 from torchroller.options import Options
 
 INFOS = cases.infos()
-QUICK_SAMPLES, SLOW_SAMPLES = 2, 6
+QUICK_SAMPLES, SLOW_SAMPLES = 2, 4
 
 
 def test_every_rule_is_exercised():
     known = {o.name for o in INFOS}
     missing = {packet for packet in RULES if not cases.covering(packet) & known}
-    assert missing == set(cases.WITHOUT_OPINFO)
+    assert not missing
 
 
 def samples(op: Any, dtype: torch.dtype, most: int, grad: bool = False) -> list[tuple[list[Any], Callable[..., Any]]]:
@@ -111,14 +111,11 @@ def problems(got: Any, want: Any, exact: Any) -> list[str]:
                 continue
             g, w, e = g.double()[known], w.double()[known], e.double()[known]
             scale, theirs, ours = (float(v.abs().max()) for v in (e, w - e, g - e))
-            # never better than the type can hold; a result computed from halves is judged as such
-            if ours > 4 * theirs + 8 * torch.finfo(want_dtype(want, n)).eps * max(scale, 1e-30):
+            kind = tree_leaves(want)[n].dtype
+            units = 64 if kind == torch.float64 else 8  # eager in float64 is no yardstick: it is the judge itself
+            if ours > 4 * theirs + units * torch.finfo(kind).eps * max(scale, 1e-30):
                 found.append(f"{at}: error {ours:.3g}, eager {theirs:.3g}, largest value {scale:.3g}")
     return found
-
-
-def want_dtype(want: Any, n: int) -> torch.dtype:
-    return tree_leaves(want)[n].dtype
 
 
 def check(op: Any, dtype: torch.dtype, most: int, **options: Any) -> tuple[list[str], list[str], int]:
@@ -150,9 +147,10 @@ def judge(op: Any, dtype: torch.dtype, most: int) -> None:
         pytest.fail(f"{key} {dtype} is listed as wrong ({reason}) and is right: remove the entry")
     assert not wrong, "\n".join(wrong)
     allowed = cases.expected(cases.EXTERN, key, dtype)
+    externs = [e for e in externs if not (dtype in cases.NO_DOT and cases.DOT_REASON in e)]
     stray = [e for e in externs if not allowed or allowed not in e]
     assert not stray, "calls of ATen that no entry of EXTERN allows:\n" + "\n".join(stray)
-    if allowed and most == SLOW_SAMPLES:
+    if allowed and most == SLOW_SAMPLES and (key, dtype) in cases.EXTERN:
         assert externs, f"{key} {dtype} is listed as an extern call ({allowed}) and is none: remove the entry"
 
 
@@ -170,3 +168,42 @@ def test_all_dtypes(op, dtype):
     if dtype not in op.supported_dtypes("cpu"):
         pytest.skip(f"not defined for {dtype}")
     judge(op, dtype, SLOW_SAMPLES)
+
+
+GRADIENTS = (
+    "add", "mul", "div.no_rounding_mode", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "sum",
+    "mean", "amax", "var", "std", "softmax", "log_softmax", "logsumexp", "mm", "bmm", "addmm", "matmul", "where", "cat",
+    "stack", "permute", "transpose", "expand", "slice", "select", "index_select", "gather", "nn.functional.gelu",
+    "nn.functional.silu", "nn.functional.relu", "nn.functional.elu", "nn.functional.softplus", "nn.functional.mish",
+    "nn.functional.leaky_relu", "nn.functional.layer_norm", "nn.functional.rms_norm", "nn.functional.group_norm",
+    "nn.functional.linear", "nn.functional.pad", "nn.functional.embedding", "nn.functional.cross_entropy",
+    "nn.functional.mse_loss", "nn.functional.scaled_dot_product_attention", "maximum", "clamp", "pow", "lerp",
+)  # fmt: skip
+
+
+def grads(fn: Callable[..., Any], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of a fixed weighted sum of all results, of each input that has one."""
+    given = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
+    outs = [o for o in tree_leaves(fn(*given)) if isinstance(o, torch.Tensor) and o.requires_grad]
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape) for o in outs]
+    torch.autograd.backward(outs, weights)
+    return [t.grad for t in given if t.requires_grad and t.grad is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [o for o in INFOS if cases.name_of(o) in GRADIENTS], ids=cases.name_of)
+def test_gradients(op):
+    group = samples(op, torch.float32, QUICK_SAMPLES, grad=True)
+    if not group:
+        pytest.skip("no sample with strided, non-empty tensors")
+    fn, tensors = together(group)
+    want = grads(fn, tensors)
+    exact = grads(fn, [double(t.detach()).requires_grad_(t.requires_grad) for t in tensors])
+    got = grads(through_roller(fn), tensors)
+    assert len(got) == len(want) > 0
+    wrong = problems(got, want, exact)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_gradient_case_exists():
+    assert set(GRADIENTS) <= {cases.name_of(o) for o in INFOS}

@@ -243,3 +243,33 @@ def test_kernels_are_dumped_where_asked(tmp_path):
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert len(files) == 2 and files[0].startswith("000_fused_") and files[1].startswith("001_fused_")
     assert "reduce fmax" in (tmp_path / "out" / files[0]).read_text()
+
+
+def test_packed_columns_of_several_axes_are_padded_axis_by_axis():
+    """Columns that are split into heads of 12 are tiled by 16: four padded tiles, not the three that 48 / 16 gives."""
+    layer, scale = torch.nn.Linear(48, 48, bias=False), torch.randn(19, 12)
+
+    def fn(x):
+        return (layer(x).view(2, 19, 4, 12).transpose(1, 2) * scale).transpose(1, 2) + 0
+
+    x = torch.randn(2, 19, 48)
+    with torch.no_grad():
+        got = compiled(fn)(x)
+        torch.testing.assert_close(got, fn(x))
+
+
+@pytest.mark.parametrize("shape,block", [((48,), 16), ((50,), 16), ((4, 12), 16), ((3, 5, 20), 8), ((7,), 32), ((4, 16), 16)])
+def test_packing_puts_every_element_where_the_kernel_reads_it(shape, block):
+    from torchroller.emit.common import Pack
+    from torchroller.weights import pack
+
+    k, n = 6, torch.Size(shape).numel()
+    source = torch.randn(n, k)
+    strides = tuple(k * torch.Size(shape[d + 1 :]).numel() for d in range(len(shape)))
+    layout = Pack("t1", "float32", k, 1, shape, strides, 0, block)
+    packed = pack(source, layout)
+    assert packed.numel() == layout.elements
+    tiles = packed.reshape(*shape[:-1], -(-shape[-1] // block), k, block).movedim(-2, 0)  # k, outer.., tile, column
+    want = source.T.reshape(k, *shape)
+    padded = torch.nn.functional.pad(want, (0, tiles.shape[-1] * tiles.shape[-2] - shape[-1]))
+    assert torch.equal(tiles.flatten(-2), padded)

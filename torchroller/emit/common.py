@@ -41,6 +41,7 @@ class Pack:
     """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
 
     Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
     """
 
     tensor: str
@@ -53,12 +54,13 @@ class Pack:
     block: int
 
     @property
-    def n(self) -> int:
-        return math.prod(self.n_shape)
+    def tiles(self) -> int:
+        """Tiles along the last digit of n."""
+        return -(-self.n_shape[-1] // self.block)
 
     @property
     def elements(self) -> int:
-        return -(-self.n // self.block) * self.block * self.k
+        return math.prod(self.n_shape[:-1]) * self.tiles * self.block * self.k
 
 
 @dataclass(frozen=True)
