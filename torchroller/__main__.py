@@ -110,6 +110,10 @@ def _bench(args: argparse.Namespace) -> int:
     if not named:
         raise ValueError(f"no operator {args.operator!r}; `bench --list` names all {len(listed)}")
     spec = device.by_name(args.device)
+    if spec.is_cpu:
+        import torch
+
+        spec = device.cpu(torch.get_num_threads())  # what the plan will run on
     operator = named[0].scaled(args.scale or (64 if spec.is_cpu else 1))
     found = construct(operator.expr(), spec, tiled=operator.tiled)
     print(f"{operator}\n\n{found.best}\n\n{found}")

@@ -25,7 +25,9 @@ CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the re
 _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
 _REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
-_UNPACKED_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+FEW_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+_BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one stream
+_NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
 
@@ -164,6 +166,9 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
         walks = max(1, o.passes)
         if cache is not None:
             charge = _charge(t, k, near_private, cache)
+            few_rows = t.m <= FEW_ROWS and t.n > register_block(t)[1]
+            if device.is_cpu and few_rows and o.side == "b":
+                charge *= _BROKEN_STREAM
             shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
@@ -230,7 +235,8 @@ def cache_bytes(t: Tiled) -> list[float]:
         moved.append(float((a + b + spill) * t.steps + outside))
     # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
     # accumulators go in and out, and B is read and written once more to be packed.
-    pack = 0 if t.m <= _UNPACKED_ROWS or t.space.b_is_packed else 3 * t.b
+    in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
+    pack = 0 if in_place else 3 * t.b
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
 

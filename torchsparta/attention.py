@@ -9,7 +9,7 @@ The softmax runs over what the mask leaves alive. A query with no alive key give
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .specialise.attention import AttentionSpec, attention_program
 from .specialise.program import Launch, can_execute, interpreting
+from .transform import SparseSite
 
 
 def sliding_window(length: int, window: int, causal: bool = False) -> Tensor:
@@ -254,6 +255,8 @@ class SparseAttention(nn.Module):
         super().__init__()
         self.scale = scale
         self.reason: str | None = None
+        self.rest: SparseSite | None = None
+        self.mask_shape: tuple[int, ...] = tuple(mask.shape)
         self.pattern = AttentionPattern.build(mask.detach().cpu(), queries, keys, order)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -265,10 +268,15 @@ class SparseAttention(nn.Module):
             return _Attend.apply(q, k, v, pattern, self.scale)
         return sparse_attention(q, k, v, pattern, self.scale)
 
+    def sparta_site(self) -> SparseSite:
+        """The site that this module stands for; RuntimeError if it was made from a mask by hand."""
+        if self.rest is None:
+            raise RuntimeError("this attention was made from a mask, not chosen for a site")
+        mask = self.pattern.dense_mask().reshape(self.mask_shape)
+        return replace(self.rest, weight=mask.to(self.pattern.begin.device))
+
     def _on(self, device: torch.device) -> AttentionPattern:
         if self.pattern.begin.device != device:
-            from dataclasses import replace
-
             moved = {name: t.to(device) for name, t in self.pattern.tensors().items()}
             self.pattern = replace(self.pattern, **moved)
         return self.pattern

@@ -5,9 +5,13 @@
          + epilogue_s * tokens * rows                   (transposed back, bias, activation, residual)
          + sum over parts: mac_s[class] * tokens * multiply-adds + list_s * panels * column lists
 
+    block-dot kernel: launch + store_s * tokens * rows + mac_s[class] * tokens * multiply-adds + list_s * blocks
+    int8 arithmetic:  one more launch + quantise_s * tokens * columns
+
 Tokens are padded to whole panels. A class is the number of rows that share a load of the input ("1", "2", "4",
-"8", "dense8", "nm"), with the value type where it is not the input's ("1/int8"). The dense alternative is
-PyTorch's own product. Rates come, in this order, from `calibrate()` in this process, from the cache file that
+"8", "dense8", "nm"), or the rows of a block that goes through `tl.dot` ("dot16", "dot32", "dotdense"); with the
+value type where it is not the input's ("1/int8"), and "/i8" for int8 arithmetic. The dense alternative is PyTorch's
+own product. Rates come, in this order, from `calibrate()` in this process, from the cache file that
 it wrote, or from the device's peaks with shipped efficiencies.
 """
 
@@ -29,13 +33,20 @@ from torchroller.device import DeviceSpec
 from .formats import NM, Block, Dense, FineGrained, QuantizedInt8, RowGroups, SparseFormat, Tile
 from .formats.base import Work, round_up
 from .formats.quantized import Quantized
-from .specialise.linear import SpecialisedLinear, tokens_per_panel
+from .specialise import specialise, takes_dots
+from .specialise.linear import tokens_per_panel
 from .specialise.program import can_execute
 
-SHIPPED_EFFICIENCY = {"1": 0.42, "2": 0.55, "4": 0.75, "8": 0.78, "dense8": 0.85, "nm": 0.42}
+SHIPPED_EFFICIENCY = {
+    "1": 0.50, "2": 0.65, "4": 0.85, "8": 0.88, "dense8": 0.85, "nm": 0.35, "dot16": 0.66, "dot32": 0.85,
+    "dotdense": 0.95, "dot16/i8": 1.4, "dot32/i8": 2.3, "dotdense/i8": 2.6, "1/i8": 0.5,
+}  # fmt: skip
 """Share of the float32 vector peak that each class reaches: measured with AVX-512 on Emerald Rapids, two cores."""
 
-VERSION = 1
+PATCH_FACTOR = 2.0
+"""Panel elements of a k x k convolution cost about twice those of a matrix: their loads are gathers under a mask."""
+
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Rates:
     launch_s: float
     panel_s: float
     epilogue_s: float
+    store_s: float
+    quantise_s: float
     list_s: float
     mac_s: dict[str, float]
     dense_launch_s: float
@@ -75,6 +88,8 @@ def work_class(part: SparseFormat) -> str:
     """The class of a packed part."""
     if isinstance(part, Quantized):
         return f"{work_class(part.inner)}/int{part.bits}"
+    if takes_dots(part):
+        return "dotdense" if isinstance(part, Dense) else f"dot{part.group}"  # type: ignore[attr-defined]
     if isinstance(part, Dense):
         return f"dense{part.group}"
     if isinstance(part, NM):
@@ -84,14 +99,32 @@ def work_class(part: SparseFormat) -> str:
 
 
 def time_of(
-    shape: tuple[int, int], works: Sequence[tuple[str, Work]], m: int, images: int, rates: Rates, group: int
+    shape: tuple[int, int],
+    works: Sequence[tuple[str, Work]],
+    m: int,
+    images: int,
+    rates: Rates,
+    group: int,
+    integer: bool = False,
+    panel_factor: float = 1.0,
 ) -> float:
-    """Predicted seconds of one specialised layer on `images` times `m` tokens."""
+    """Predicted seconds of one specialised layer on `images` times `m` tokens.
+
+    panel_factor: cost of a panel element against that of a plain matrix (patches of an image are gathered).
+    """
     n, k = shape
+    if works[0][0].startswith("dot"):
+        kind, work = works[0]
+        tokens = round_up(m * images, min(128, max(16, 1 << (m * images - 1).bit_length())))
+        blocks = 0 if kind.startswith("dotdense") else work.macs // max(1, work.group * work.group)
+        total = rates.launch_s + tokens * (rates.store_s * n + rates.mac(kind) * work.macs)
+        total += rates.list_s * blocks * -(-tokens // 128)
+        return total + (rates.launch_s + rates.quantise_s * tokens * k if integer else 0.0)
     tokens = tokens_per_panel(m, group)
     panels = -(-m // tokens) * images
     padded = panels * tokens
-    total = 2 * rates.launch_s + padded * (rates.panel_s * round_up(k + 1, 64) + rates.epilogue_s * n)
+    per_column = panel_factor * rates.panel_s + (rates.quantise_s if integer else 0.0)
+    total = 2 * rates.launch_s + padded * (per_column * round_up(k + 1, 64) + rates.epilogue_s * n)
     for kind, work in works:
         total += rates.mac(kind) * work.macs * padded + rates.list_s * work.lists * panels
     return total
@@ -102,13 +135,15 @@ def dense_time(shape: tuple[int, int], m: int, rates: Rates) -> float:
     return rates.dense_launch_s + rates.dense_mac_s * shape[0] * shape[1] * m
 
 
-def predict_parts(parts: Sequence[SparseFormat], m: int, rates: Rates, images: int = 1) -> Prediction:
+def predict_parts(
+    parts: Sequence[SparseFormat], m: int, rates: Rates, images: int = 1, integer: bool = False
+) -> Prediction:
     """The prediction for packed parts."""
-    works = [(work_class(p), p.work()) for p in parts]
+    works = [(work_class(p).replace("/int8", "/i8") if integer else work_class(p), p.work()) for p in parts]
     group = max(w.group for _, w in works)
     return Prediction(
         " + ".join(p.describe() for p in parts),
-        time_of(parts[0].shape, works, m, images, rates, group),
+        time_of(parts[0].shape, works, m, images, rates, group, integer),
         2 * sum(w.macs for _, w in works) * m * images,
         sum(p.nbytes for p in parts),
     )
@@ -124,7 +159,7 @@ def shipped_rates(spec: DeviceSpec, threads: int) -> Rates:
     mac_s = {kind: 2.0 / (peak * e) for kind, e in SHIPPED_EFFICIENCY.items()}
     moved = 1.0e-10 / max(1, threads) if spec.is_cpu else 8.0 / spec.dram.bandwidth_bytes_per_s
     return Rates(
-        spec.name, threads, spec.launch_s + spec.fork_s + 8e-6, moved, moved, 4e-9 / max(1, threads), mac_s,
+        spec.name, threads, spec.launch_s + spec.fork_s + 4e-6, 2 * moved, 2 * moved, moved / 4, 4 * moved, 4e-9 / max(1, threads), mac_s,
         3e-6, 2.0 / (peak * 0.75), f"shipped efficiencies, peaks of {spec.name}",
     )  # fmt: skip
 
@@ -219,9 +254,10 @@ def calibrate(save: bool = True) -> Rates:
     generator = torch.Generator().manual_seed(0)
     m = 128
 
-    def linear_time(parts: tuple[SparseFormat, ...], tokens: int = m) -> float:
+    def linear_time(parts: tuple[SparseFormat, ...], tokens: int = m, integer: bool = False) -> float:
         x = torch.randn(tokens, parts[0].shape[1], generator=generator)
-        kernel = SpecialisedLinear(parts)
+        kernel = specialise(parts, integer=integer)
+        kernel(x)
         return measure(lambda: kernel(x))
 
     def empty(n: int, k: int) -> tuple[SparseFormat, ...]:
@@ -231,8 +267,8 @@ def calibrate(save: bool = True) -> Rates:
     panel = max(1e-13, (linear_time(empty(32, 2048)) - 2 * launch) / (m * 2048))
     epilogue = max(1e-13, (linear_time(empty(2048, 64)) - 2 * launch) / (m * 2048))
     base = Rates(
-        _processor(), threads, launch, panel, epilogue, 0.0, {"1": 0.0}, 0.0, 0.0, "measured on this machine"
-    )
+        _processor(), threads, launch, panel, epilogue, 0.0, 0.0, 0.0, {"1": 0.0}, 0.0, 0.0, "measured on this machine"
+    )  # fmt: skip
 
     w = torch.randn(512, 768, generator=generator)
     sparse = [torch.rand(512, 768, generator=generator) < share for share in (0.02, 0.25)]
@@ -257,9 +293,23 @@ def calibrate(save: bool = True) -> Rates:
     cases["8/int8"] = QuantizedInt8.pack(w, runs[8], block=(8, 1), tile=Tile(32))
     cases["dense8/int8"] = QuantizedInt8.pack(w, None, tile=Tile(32))
     mac_s = {"1": mac}
+    nothing = torch.zeros(2048, 64)
+    store = linear_time((Block.pack(nothing, None, (32, 32), Tile(32), 32),)) - launch
+    base = replace(base, store_s=max(1e-13, store / (m * 2048)))
+    empty8 = (QuantizedInt8.pack(torch.zeros(32, 2048), None, block=(32, 32), tile=Tile(32), group=32),)
+    quantise = max(1e-13, (linear_time(empty8, integer=True) - 2 * launch) / (m * 2048))
+    base = replace(base, quantise_s=quantise)
+    blocks = {b: _random_blocks(512, 768, b, 0.25, generator) for b in (16, 32)}
+    for b, mask in blocks.items():
+        cases[f"dot{b}"] = Block.pack(w, mask, (b, b), Tile(b), b)
+        cases[f"dot{b}/i8"] = QuantizedInt8.pack(w, mask, block=(b, b), tile=Tile(b), group=b)
+    cases["dotdense"] = Dense.pack(w, None, Tile(64), 64)
+    cases["dotdense/i8"] = QuantizedInt8.pack(w, None, tile=Tile(64), group=64)
+    cases["1/i8"] = cases["1/int8"]
     for kind, part in cases.items():
         known = replace(base, mac_s={**mac_s, kind: 1e-30})
-        spent = linear_time((part,)) - predict_parts((part,), m, known).time_s
+        integer = kind.endswith("/i8")
+        spent = linear_time((part,), integer=integer) - predict_parts((part,), m, known, 1, integer).time_s
         mac_s[kind] = max(1e-14, spent / (part.work().macs * m))
 
     x, small = torch.randn(m, 768, generator=generator), torch.randn(16, 64, generator=generator)
@@ -276,6 +326,11 @@ def calibrate(save: bool = True) -> Rates:
     if save:
         _write_cache(rates)
     return rates
+
+
+def _random_blocks(n: int, k: int, block: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    grid = torch.rand(n // block, k // block, generator=generator) < share
+    return grid.repeat_interleave(block, 0).repeat_interleave(block, 1)
 
 
 def _write_cache(rates: Rates) -> None:

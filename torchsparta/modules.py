@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .formats import FORMATS, Quantized, SparseFormat, Tile
-from .specialise import SpecialisedLinear, can_execute
+from .specialise import BlockDotLinear, SpecialisedLinear, can_execute, specialise
 from .specialise.pieces import ConvSpec, apply_activation
 from .transform import SparseSite
 
@@ -110,7 +110,7 @@ class _SparseLayer(nn.Module):
         self.integer = integer
         self.why = why
         self.reason: str | None = None
-        self._kernel: SpecialisedLinear | None = None
+        self._kernel: Any = None
         self._kernel_key: tuple[Any, ...] = ()
         self._dense_weight: Tensor | None = None
         self.packer: Packer | None = None
@@ -166,6 +166,10 @@ class _SparseLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._kernel, self._dense_weight = None, None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kernel, whose launch blocks hold addresses: it is made again at the next call."""
+        return {**super().__getstate__(), "_kernel": None, "_kernel_key": ()}  # type: ignore[misc]
+
     # -- training ------------------------------------------------------------------------------------------
     def make_trainable(self, packer: Packer, mask: Tensor | None = None) -> None:
         """Turn the weight into a dense parameter; its mask stays fixed, gradients flow only where it is alive.
@@ -209,7 +213,7 @@ class _SparseLayer(nn.Module):
         return self._dense_weight
 
     # -- running -------------------------------------------------------------------------------------------
-    def kernel(self) -> SpecialisedLinear:
+    def kernel(self) -> Any:
         """The specialised kernel of the current values."""
         if self.weight is not None:
             key: tuple[Any, ...] = (self.weight.data_ptr(), self.weight._version)
@@ -224,7 +228,7 @@ class _SparseLayer(nn.Module):
             self._kernel, self._kernel_key = self._make_kernel(), key
         return self._kernel
 
-    def _make_kernel(self) -> SpecialisedLinear:
+    def _make_kernel(self) -> Any:
         return SpecialisedLinear(self.parts, self.activation, self.integer)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -276,6 +280,9 @@ class SparseLinear(_SparseLayer):
     ) -> None:
         super().__init__(parts, bias, activation, integer, why)
         self.out_features, self.in_features = parts[0].shape
+
+    def _make_kernel(self) -> SpecialisedLinear | BlockDotLinear:
+        return specialise(self.parts, self.activation, self.integer)
 
     def _fast(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         return self.kernel()(x, bias, residual)

@@ -8,19 +8,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .cost import Rates, rates_for
+from .attention import SparseAttention
+from .cost import PATCH_FACTOR, Rates, rates_for
 from .cover import Cover, cover
 from .modules import SparseConv2d, SparseLinear
 from .specialise.pieces import ACTIVATIONS, ConvSpec
 from .specialise.program import can_execute, interpreting
-from .transform import DenseSite, SparseSite
+from .transform import DenseAttention, DenseSite, SparseSite
 
 INTERPRETED_MACS = 1_000_000
 """Under TRITON_INTERPRET=1 larger sites stay dense: the interpreter is for testing kernels."""
 
+DENSE_ATTENTION_SHARE = 0.35
+"""Above this share of computed pairs dense attention is faster: gathered keys and the online softmax cost time."""
+
 
 def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     """The fastest predicted module for a site; `sparta_reason` says why it is what it is."""
+    if site.op == "attention":
+        return _attention(site)
     refused = _refusal(site)
     if refused is not None:
         return DenseSite(site, refused)
@@ -32,7 +38,11 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     tokens, images = _tokens(site)
     scale = _row_scale(site, flat)
     bits = site.tesa.quant.bits if scale is not None and site.tesa.quant is not None else 32
-    found = cover(flat, mask, tokens, images, rates, bits, scale)
+    patches = site.op == "conv2d" and not _conv(site).pointwise
+    found = cover(
+        flat, mask, tokens, images, rates, bits, scale,
+        dots=site.op == "linear", panel_factor=PATCH_FACTOR if patches else 1.0,
+    )  # fmt: skip
     if found.parts is None:
         return _with(DenseSite(site, found.why), "dense", found)
     if site.op == "linear":
@@ -44,6 +54,36 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     if site.trainable:
         layer.make_trainable(found.packer, mask)
     return _with(layer, layer.format_name(), found)
+
+
+def _attention(site: SparseSite) -> nn.Module:
+    """Block-sparse attention where the mask leaves few enough pairs, else dense attention."""
+    mask = site.weight
+    while mask.dim() > 3 and mask.shape[0] == 1:
+        mask = mask[0]
+    why = can_execute(mask.device)
+    if why is None and interpreting() and site.macs > INTERPRETED_MACS:
+        why = "TRITON_INTERPRET=1 would take minutes"
+    if why is None and (site.bias is not None or len(site.input_shape) != 4):
+        why = "only boolean masks over [batch, heads, tokens, dim] have a kernel"
+    if why is None and (
+        mask.dim() not in (2, 3) or (mask.dim() == 3 and mask.shape[0] not in (1, site.input_shape[1]))
+    ):
+        why = f"a mask of shape {tuple(site.weight.shape)} differs from sample to sample"
+    if why is None and mask.shape[-2] != site.input_shape[2]:
+        why = f"a mask of shape {tuple(site.weight.shape)} is the same for every query"
+    if why is not None:
+        return DenseAttention(site, f"stays dense: {why}")
+    layer = SparseAttention(mask, float(site.attributes["scale"]))
+    share = layer.pattern.computed_share
+    if share > DENSE_ATTENTION_SHARE:
+        return DenseAttention(site, f"stays dense: blocks of the mask cover {share:.0%} of all pairs")
+    layer.rest = replace(site, weight=site.weight.new_empty(0), bias=None)
+    layer.mask_shape = tuple(site.weight.shape)
+    alive = layer.pattern.alive / max(1, mask.numel())
+    layer.sparta_format = "block-sparse attention"  # type: ignore[assignment]
+    layer.sparta_reason = f"{alive:.1%} of pairs alive, {share:.1%} computed"  # type: ignore[assignment]
+    return layer
 
 
 def _with(module: nn.Module, name: str, found: Cover) -> nn.Module:

@@ -18,7 +18,7 @@ from torchsparta.tesa import Quant, TeSA
 from torchsparta.transform import DenseSite, Epilogue, SparseSite
 
 FAST = Rates(
-    "test", 1, 1e-5, 1e-10, 1e-10, 1e-9, {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "nm": 2e-11},
+    "test", 1, 1e-5, 1e-10, 1e-10, 1e-11, 1e-10, 1e-9, {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "dot16": 1.6e-11, "dot32": 1.25e-11, "dotdense": 1.22e-11, "nm": 2e-11},
     3e-6, 1.2e-11, "made up for tests",
 )  # fmt: skip
 
@@ -208,3 +208,37 @@ def test_more_work_takes_longer():
     ]
     times = [time_of((64, 64), [("1", p.work())], 128, 1, FAST, 1) for p in parts]
     assert times[0] < times[1]
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (1, 1, 48, 48), (2, 48, 48)])
+def test_attention_site_with_a_sparse_mask(shape):
+    from torchsparta.attention import sliding_window
+
+    mask = sliding_window(48, 3)
+    mask[:, 32:] &= torch.eye(48, dtype=torch.bool)[:, 32:]
+    weight = mask.expand(shape).clone()
+    s = SparseSite(
+        "attend",
+        "attention",
+        weight,
+        None,
+        TeSA.from_mask(weight),
+        (2, 2, 48, 16),
+        attributes={"scale": 0.25},
+    )
+    layer = specialised(s)
+    q, k, v = (torch.randn(2, 2, 48, 16, dtype=torch.float64) for _ in range(3))
+    want = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=weight, scale=0.25)
+    torch.testing.assert_close(layer(q, k, v), want, rtol=1e-10, atol=1e-12)
+    assert torch.equal(layer.sparta_site().weight, weight)
+    assert layer.sparta_reason
+
+
+def test_long_window_becomes_sparse_attention():
+    from torchsparta.attention import SparseAttention, sliding_window
+
+    mask = sliding_window(256, 8)
+    s = SparseSite(
+        "attend", "attention", mask, None, TeSA.from_mask(mask), (1, 1, 256, 4), attributes={"scale": 0.5}
+    )
+    assert isinstance(specialised(s), SparseAttention)

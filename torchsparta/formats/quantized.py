@@ -72,9 +72,11 @@ class Quantized(SparseFormat):
         block: tuple[int, int] | None = None,
         fine: bool = False,
         tile: Tile | None = None,
+        group: int | None = None,
     ) -> Quantized:
         """dense [N, K] real weights. `block` stores alive blocks, `fine` alive elements, neither everything.
 
+        group: rows that share a list (blocks) or a panel (dense), see `Block` and `Dense`.
         scale [N] or a scalar: the quantizer's own scale where there is one; default max |w| / qmax.
         """
         who = cls.__name__
@@ -93,11 +95,11 @@ class Quantized(SparseFormat):
         q = quantize(dense, scale, cls.bits)
         inner: SparseFormat
         if block is not None:
-            inner = Block.pack(q, mask, block, tile)
+            inner = Block.pack(q, mask, block, tile, group)
         elif fine:
             inner = FineGrained.pack(q, mask, tile)
         else:
-            inner = Dense.pack(q, None, tile)
+            inner = Dense.pack(q, None, tile, group or 8)
         return cls.wrap(inner, scale.contiguous())
 
     @classmethod

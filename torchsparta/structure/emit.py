@@ -1,8 +1,9 @@
 """Rebuild the graph on the slices that stay.
 
-Every node is emitted by its rule; most calls are simply repeated on smaller tensors. Weights are cut here, what is
-known about slices that went away is folded into the bias that follows (or added as a constant where it differs from
-position to position), and each linear and convolution becomes a `SparseSite` whose module `transform.choose` gives.
+Every node is emitted by its rule; most calls are simply repeated on smaller tensors. Weights are cut here,
+what is known about slices that went away is folded into the bias that follows (or added as a constant where
+it differs from position to position), and each linear and convolution becomes a `SparseSite` whose module
+`transform.choose` gives.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..capture import packet_name, symbolic_dims
+from ..errors import CaptureError
 from ..masked import ModelTeSA
 from ..propagation.analysis import Analysis
 from ..propagation.contraction import Contraction, Convolution, Linear
@@ -28,14 +30,15 @@ from .keep import Axis, CallAxes, Keeps, keep_slices
 
 aten = torch.ops.aten
 
-# Multiply-adds that must be saved for each element that a gather or scatter moves, before one is worth inserting:
-# a core does some 50 multiply-adds in the time in which it moves one float through memory.
+# Multiply-adds that must be saved for each element that a gather or scatter moves, before one is worth
+# inserting: a core does some 50 multiply-adds in the time in which it moves one float through memory.
 MACS_PER_MOVED_ELEMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Structured:
-    """The smaller model. removed: weight name -> (shape before, shape after); folded: sites whose bias took constants.
+    """The smaller model. removed: weight name -> (shape before, shape after); folded: sites whose bias took
+    constants.
 
     sites: every operator with a weight, in the order of execution, with the path of its module in `module`.
     """
@@ -82,9 +85,11 @@ class _Builder:
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
         self.literals: dict[Any, fx.Node] = {}
+        self.symbols: dict[Any, fx.Node] = {}
         self.sites: list[tuple[str, SparseSite]] = []
         self.removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.folded: list[str] = []
+        self.device = _device(analysis)
         self.parameters = dict(analysis.captured.graph_module.named_parameters(remove_duplicate=False))
 
     def build(self) -> Structured:
@@ -128,7 +133,8 @@ class _Builder:
         return facts.full(facts.value).to(node.meta["val"].dtype)
 
     def literal(self, node: fx.Node, axes: list[Axis]) -> fx.Node:
-        """A static node, cut to `axes`, as a get_attr (and an expand for constants that are stored compact)."""
+        """A static node, cut to `axes`, as a get_attr (and an expand for constants that are stored
+        compact)."""
         key = (node, tuple(a.tobytes() for a in axes))
         if key in self.literals:
             return self.literals[key]
@@ -168,8 +174,30 @@ class _Builder:
             )
         return found
 
+    def size(self, symbol: torch.SymInt) -> fx.Node | None:
+        """A node that holds a symbolic size: one that computes it, or the size of an emitted tensor."""
+        expression = symbol.node.expr
+        if expression not in self.symbols:
+            found = self._find_size(expression)
+            if found is None:
+                return None
+            self.symbols[expression] = found
+        return self.symbols[expression]
+
+    def _find_size(self, expression: Any) -> fx.Node | None:
+        for node, emitted in self.env.items():
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and value.node.expr == expression:
+                return emitted
+            if isinstance(value, Tensor):
+                for d in symbolic_dims(value):
+                    size: Any = value.shape[d]
+                    if size.node.expr == expression:
+                        return self.graph.call_function(aten.sym_size.int, (emitted, d))
+        return None
+
     def constant(self, name: str, tensor: Tensor) -> fx.Node:
-        return self.graph.get_attr(self.hold(f"constants.{name}", tensor.contiguous()))
+        return self.graph.get_attr(self.hold(f"constants.{name}", tensor.contiguous().to(self.device)))
 
     def hold(self, name: str, tensor: Tensor) -> str:
         """Register a tensor under `name`, or the first free variation of it."""
@@ -209,6 +237,7 @@ class Emitter:
         self.builder, self.node = builder, node
         self.node_call: Call = builder.analysis.call(node)
         self.axes = CallAxes(builder.keeps, self.node_call)
+        self._target: Any = node.target
 
     # -- plain calls ---------------------------------------------------------------------------------------
     def arg(self, i: int) -> fx.Node:
@@ -230,40 +259,44 @@ class Emitter:
 
         args = fx.map_arg(self.node.args, mapped)
         kwargs = fx.map_arg(self.node.kwargs, mapped)
-        return self.builder.graph.call_function(self.node.target, args, {**kwargs, **override})
+        return self.builder.graph.call_function(self._target, args, {**kwargs, **override})
 
     def whole(self) -> fx.Node:
         """The same operator with nothing cut."""
         args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), self.builder.plain)
-        return self.builder.graph.call_function(self.node.target, args, kwargs)
+        return self.builder.graph.call_function(self._target, args, kwargs)
 
     def sizes(self) -> list[Any]:
         """The shape of the output: counts of what stays, symbolic sizes as they were computed."""
         symbolic = symbolic_dims(self.node_call.out)
-        given = self.node_call.at(1)
-        out = []
-        for d, axis in enumerate(self.axes.out()):
-            if d in symbolic:
-                size = given[d] if isinstance(given, (list, tuple)) and len(given) == len(self.axes.out()) else -1
-                out.append(self.builder.env[size] if isinstance(size, fx.Node) else -1)
-            else:
-                out.append(int(axis.sum()))
-        return out
+        shape = self.node_call.out.shape
+        sizes: list[Any] = [int(axis.sum()) for axis in self.axes.out()]
+        for d in symbolic:
+            found = self.builder.size(shape[d])
+            if found is None and -1 in sizes:
+                raise CaptureError(
+                    f"{self.node.name}: sizes {[str(s) for s in shape]} cannot be rebuilt; fix one in "
+                    "example_inputs instead of leaving it open in dynamic_shapes"
+                )
+            sizes[d] = -1 if found is None else found
+        return sizes
 
     # -- contractions --------------------------------------------------------------------------------------
     def absent(self, i: int, dim: int) -> Tensor | None:
-        """Known nonzero values of input i on the indices of `dim` that went away (0 on the others); None if none."""
+        """Known nonzero values of input i on the indices of `dim` that went away (0 on the others); None if
+        none."""
         facts, axis = self.node_call.inputs[i], self.axes.inp(i)[dim]
-        if bool(axis.all()) or not bool((facts.value != 0).any()):
+        if bool(axis.all()) or facts.all_zero_values:
             return None
         shape = [1] * len(facts.shape)
         shape[dim] = -1
         gone = torch.from_numpy(~axis).reshape(shape)
-        value = torch.where(gone, facts.value, 0.0)
+        value = torch.where(gone, facts.value.double(), 0.0)
         return value if bool((value != 0).any()) else None
 
     def contribution(self, rule: Contraction, node: fx.Node) -> fx.Node:
-        """Add what the absent slices of the contracted dimension of a matmul contribute, both operands known."""
+        """Add what the absent slices of the contracted dimension of a matmul contribute, both operands
+        known."""
         found = rule.operands(self.node_call)
         if found is None or isinstance(rule, Convolution):
             return node
@@ -274,7 +307,7 @@ class Emitter:
         if value is None or self.absent(ib, dim_b) is None:
             return node
         sa, sb = rule._sized(self.node_call, None)
-        extra = rule.product(self.node_call)(sa(value), sb(self.node_call.inputs[ib].value))
+        extra = rule.product(self.node_call)(sa(value), sb(self.node_call.inputs[ib].value).double())
         extra = rule.coefficients(self.node_call)[0] * extra
         return self._add_constant(node, extra)
 
@@ -283,7 +316,7 @@ class Emitter:
         if not bool((extra != 0).any()):
             return node
         value = self._cut_compact(compact(extra)[0]).to(self.node_call.out.dtype)
-        constant = self.builder.constant(f"{self.node.name}_absent", value.to(self.node_call.out.device))
+        constant = self.builder.constant(f"{self.node.name}_absent", value)
         return self.call(aten.add.Tensor, node, constant)
 
     def _cut_compact(self, value: Tensor, axes: list[Axis] | None = None) -> Tensor:
@@ -312,11 +345,13 @@ class Emitter:
         saved, moved = lead * int((wanted & ~fewer).sum()) * int(columns.sum()), lead * int(wanted.sum())
         if fewer.any() and saved > MACS_PER_MOVED_ELEMENT * moved and not symbolic_dims(call.out):
             rows = fewer
-        full = torch.zeros(()) if extra is None else F.linear(extra, weight.double())
+        full = torch.zeros(()) if extra is None else F.linear(extra, weight.cpu().double())
         value = call.inputs[ix].known.new_zeros((1,) * len(call.out.shape), dtype=torch.float64) + full
         bias, rest = self._fold(bias, value, rows, weight)
-        node = self._site("linear", x, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, rest is None
-                          and rows is wanted)  # fmt: skip
+        fusible = rest is None and rows is wanted
+        node = self._site(
+            "linear", x, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, fusible
+        )
         if rest is not None:
             axes = self.axes.out()[:-1] + [rows]
             value = self._cut_compact(rest, axes).to(call.out.dtype)
@@ -327,12 +362,14 @@ class Emitter:
         """A convolution with a weight of its own."""
         builder, call = self.builder, self.node_call
         weight, live = self._weight(1, False)
-        groups, (n, per_group) = rule.groups(call), weight.shape[:2]
+        groups, per_group = rule.groups(call), weight.shape[1]
         wanted, channels = self.axes.out()[1], self.axes.inp(0)[1]
-        rows, columns, kept_groups = wanted, channels, groups
+        rows: Axis = wanted
+        columns: Axis = channels
+        kept_groups = groups
         if groups > 1:
             grid = channels.reshape(groups, per_group)
-            columns, kept_groups = grid.any(0), int(grid.any(1).sum())
+            columns, kept_groups = np.asarray(grid.any(axis=0)), int(grid.any(axis=1).sum())
         bias = None if call.index_of(call.at(2)) is None else builder.value(call.sources[2])
         x = self.arg(0)
         positions = int(np.prod(call.out.shape[2:], dtype=np.int64)) * int(call.inputs[0].shape[0])
@@ -356,13 +393,14 @@ class Emitter:
         value = torch.zeros((1,) * len(call.out.shape), dtype=torch.float64)
         if extra is not None:
             sa, _ = rule._sized(call, None)
-            value = rule.product(call)(sa(extra), weight.double())
+            value = rule.product(call)(sa(extra), weight.cpu().double())
         bias, rest = self._fold(bias, compact(value)[0], rows, weight, channel=1)
         names = ("stride", "padding", "dilation")
         attributes = {name: _plain(call.at(p, name)) for p, name in zip((3, 4, 5), names)}
         attributes["groups"] = kept_groups
-        node = self._site(packet_name(self.node.target), x, 1, weight, live, rows, columns, bias, 0, attributes,
-                          False, rest is None and rows is wanted)  # fmt: skip
+        fusible = rest is None and rows is wanted
+        op = packet_name(self.node.target)
+        node = self._site(op, x, 1, weight, live, rows, columns, bias, 0, attributes, False, fusible)
         if rest is not None:
             axes = [self.axes.out()[0], rows, *self.axes.out()[2:]]
             value = self._cut_compact(rest, axes).to(call.out.dtype)
@@ -387,7 +425,8 @@ class Emitter:
         return self.builder.graph.call_module(target, tuple(self.arg(i) for i in range(3)))
 
     def _weight(self, iw: int, transposed: bool) -> tuple[Tensor, Tensor]:
-        """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves something."""
+        """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves
+        something."""
         builder, source = self.builder, self.node_call.sources[iw]
         weight = builder.value(source)
         need = builder.analysis.need[source]
@@ -399,13 +438,16 @@ class Emitter:
             live &= (builder.given[name].code != 0).expand(weight.shape)
         if not builder.trainable:
             live &= (weight != 0).cpu()
-        weight = torch.where(live.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+        weight = torch.where(
+            live.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device)
+        )
         return (weight.t(), live.t()) if transposed else (weight, live)
 
     def _fold(
         self, bias: Tensor | None, value: Tensor, rows: Axis, weight: Tensor, channel: int = -1
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(bias cut to rows with constants in it, what differs from position to position and must be added)."""
+        """(bias cut to rows with constants in it, what differs from position to position and must be
+        added)."""
         keep = torch.from_numpy(np.flatnonzero(rows))
         cut_bias = None if bias is None else bias.index_select(0, keep.to(bias.device))
         if not bool((value != 0).any()):
@@ -420,14 +462,17 @@ class Emitter:
 
     def _positions(self, whole: Axis, kept: Axis) -> fx.Node:
         index = torch.from_numpy(np.flatnonzero(kept[whole]))
-        return self.builder.constant(f"{self.node.name}_index", index.to(self.node_call.out.device))
+        return self.builder.constant(f"{self.node.name}_index", index)
 
     def _expand(self, node: fx.Node, dim: int, rows: Axis) -> fx.Node:
-        """Put the computed rows where they belong among all that the consumers expect; the others are known."""
+        """Put the computed rows where they belong among all that the consumers expect; the others are
+        known."""
         out, facts = self.axes.out(), self.builder.analysis.facts[self.node]
         wanted, shape = out[dim], [int(a.sum()) for a in out]
-        fill = facts.value.expand([s if d in _varying(facts) or d == dim else 1 for d, s in enumerate(facts.shape)])
-        fill = self._cut_compact(fill).to(self.node_call.out.dtype).to(self.node_call.out.device)
+        fill = facts.value.expand(
+            [s if d in _varying(facts) or d == dim else 1 for d, s in enumerate(facts.shape)]
+        )
+        fill = self._cut_compact(fill).to(self.node_call.out.dtype)
         base = self.call(aten.expand.default, self.builder.constant(f"{self.node.name}_rest", fill), shape)
         return self.call(aten.index_copy.default, base, dim, self._positions(wanted, rows), node)
 
@@ -451,7 +496,7 @@ class Emitter:
         keep = [rows, columns] + [np.ones(s, bool) for s in weight.shape[2:]]
         small = cut(weight, keep).contiguous()
         name = str(source.target) if source.op == "get_attr" else source.name
-        given = builder.given[name] if name in builder.given else None
+        given = builder.given.get(name)
         code = torch.full((1,) * weight.dim(), weight.element_size() * 8)
         value = quant = None
         if given is not None:
@@ -513,7 +558,7 @@ class Emitter:
     def _other(user: fx.Node, node: fx.Node) -> Any:
         if len(user.args) != 2 or user.kwargs or not all(isinstance(a, fx.Node) for a in user.args):
             return None
-        others = [a for a in user.args if a is not node]
+        others: list[Any] = [a for a in user.args if a is not node]
         return others[0] if len(others) == 1 and is_tensor(others[0]) else None
 
 
@@ -529,6 +574,12 @@ def _activation(node: fx.Node) -> str | None:
     if name == "hardtanh" and tuple(node.args[1:]) == (0.0, 6.0):
         return "relu6"
     return None
+
+
+def _device(analysis: Analysis) -> torch.device:
+    """Where the model computes: the device of its first tensor."""
+    tensors = (n.meta["val"] for n in analysis.captured.graph.nodes if is_tensor(n))
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def cut(tensor: Tensor, axes: list[Axis]) -> Tensor:

@@ -92,7 +92,7 @@ def dot(low: Lowering, op: Op) -> None:
     if len(a.shape) == 3:
         batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z))
     else:
-        versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer))
+        versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer), apart=True)
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))
 
@@ -219,7 +219,7 @@ def _linear_load(ev: Evaluator, t: Tensor):
     """(form, pointer type) of a plain load whose address is linear and that needs no mask in this version."""
     if not isinstance(t, Load) or t.buffer is not None or t.volatile:
         return None
-    if t.mask is not None and not (ev.mode.masks and ev.all_true(t.mask) is not None):
+    if t.mask is not None and not ev.holds(t.mask):
         return None
     form = t.pointer.linear(ev, ev.mode.forms)
     if form.pointer is None or t.pointer.buffer is not None:

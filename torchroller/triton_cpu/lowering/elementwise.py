@@ -118,15 +118,23 @@ def convert(ev: Evaluator, value: str, source: str, target: str, lanes: int | No
     if {source, target} & {"f16", "bf16"} and "f32" not in (source, target):
         value = _to_odd(ev, value, lanes) if source == "f64" else convert(ev, value, source, "f32", lanes)
         return convert(ev, value, "f32", target, lanes)
-    if target == "bf16" and "avx512bf16" not in ev.features:
+    if target == "bf16":
         return _to_bfloat16(ev, value, lanes)
+    if source == "bf16":
+        wide = ev.code.let(f"zext {lt.typed('i16', lanes)} {value} to {lt.typed('i32', lanes)}")
+        moved = ev.code.let(f"shl {lt.typed('i32', lanes)} {wide}, {lt.constant('16', 'i32', lanes)}")
+        return ev.code.let(f"bitcast {lt.typed('i32', lanes)} {moved} to {lt.typed('f32', lanes)}")
     op = "fpext" if lt.size_bytes(target) > lt.size_bytes(source) else "fptrunc"
     return ev.code.let(f"{op} {lt.typed(source, lanes)} {value} to {lt.typed(target, lanes)}")
 
 
 def _to_bfloat16(ev: Evaluator, value: str, lanes: int | None) -> str:
-    """f32 → bf16 to nearest even; LLVM would call a library function for scalars."""
+    """f32 → bf16 to nearest even; where there is no instruction, LLVM would call a library function for scalars."""
     code, ints, shorts = ev.code, lt.typed("i32", lanes), lt.typed("i16", lanes)
+    if "avx512bf16" in ev.features:
+        brain = "bfloat" if lanes is None else f"<{lanes} x bfloat>"
+        narrow = code.let(f"fptrunc {lt.typed('f32', lanes)} {value} to {brain}")
+        return code.let(f"bitcast {brain} {narrow} to {shorts}")
 
     def number(n: int) -> str:
         return lt.constant(str(n), "i32", lanes)
@@ -140,8 +148,7 @@ def _to_bfloat16(ev: Evaluator, value: str, lanes: int | None) -> str:
     quiet = code.let(f"or {ints} {high}, {number(0x40)}")
     is_nan = code.let(f"fcmp uno {lt.typed('f32', lanes)} {value}, {value}")
     result = code.let(f"select {lt.typed('i1', lanes)} {is_nan}, {ints} {quiet}, {ints} {rounded}")
-    narrow = code.let(f"trunc {ints} {result} to {shorts}")
-    return code.let(f"bitcast {shorts} {narrow} to {lt.typed('bf16', lanes)}")
+    return code.let(f"trunc {ints} {result} to {shorts}")
 
 
 def _to_odd(ev: Evaluator, value: str, lanes: int | None) -> str:
@@ -324,6 +331,10 @@ def emitter(op: Op) -> Emit | None:
         )
     if name in _FLOAT_INTRINSIC:
         return _in_f32(elem, lambda ev, k, a, n: intrinsic(ev, _FLOAT_INTRINSIC[name], k, a, n))
+    if name == "arith.negf" and elem == "bf16":
+        return lambda ev, a, n: ev.code.let(
+            f"xor {lt.typed(elem, n)} {a[0]}, {lt.constant('-32768', elem, n)}"
+        )
     if name == "arith.negf":
         return lambda ev, a, n: ev.code.let(f"fneg {lt.typed(elem, n)} {a[0]}")
     if name in _MATH:

@@ -16,10 +16,10 @@ from torchroller.triton_cpu.lowering.values import Buffer, Dims, Linear, Load, P
 
 @dataclass(frozen=True)
 class Mode:
-    """What holds in the version of a loop nest being written: guarded linear forms; all-true masks."""
+    """What holds in the version of a nest being written: guarded linear forms, and tests that masks are true."""
 
     forms: bool = False
-    masks: bool = False
+    tests: frozenset[str] = frozenset()
 
 
 class Evaluator:
@@ -169,7 +169,7 @@ class Evaluator:
         code, lanes = self.code, place.width
         kind, where = self.address(t.pointer, t.elem, place)
         mask = None
-        if t.mask is not None and not (self.mode.masks and self.all_true(t.mask) is not None):
+        if t.mask is not None and not self.holds(t.mask):
             mask = self.at(t.mask, place)
         other = self.at(t.other, place) if t.other is not None else None
         return self.read(t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
@@ -294,6 +294,11 @@ class Evaluator:
         from torchroller.triton_cpu.lowering.masks import all_true
 
         return all_true(self, mask)
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether the whole mask is known to be true in the version being written."""
+        tests = self.all_true(mask)
+        return tests is not None and all(t == "true" or t in self.mode.tests for t in tests)
 
     def walk(self, roots: Iterable[tuple[Tensor, Dims]]) -> Iterable[tuple[Tensor, Dims]]:
         """Every tensor that evaluating the roots would visit, with the nest dimension behind each of its own."""

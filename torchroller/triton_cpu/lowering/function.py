@@ -66,7 +66,11 @@ class Lowering:
     def __init__(self, options: LowerOptions) -> None:
         self.code = Code()
         self.ev = Evaluator(
-            self.code, options.vector_bits, frozenset(options.feature_names), options.enable_fp_fusion, options.arch
+            self.code,
+            options.vector_bits,
+            frozenset(options.feature_names),
+            options.enable_fp_fusion,
+            options.arch,
         )
         self.scalars: dict[Value, str] = {}
         self.positions: dict[Value, Operand] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torchroller.triton_cpu.lowering.code import Code
 
-_LLVM = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double", "index": "i64", "ptr": "ptr"}
+# bf16 travels as its bits: LLVM turns moves and selects of its bfloat into conversions and library calls.
+_LLVM = {"f16": "half", "bf16": "i16", "f32": "float", "f64": "double", "index": "i64", "ptr": "ptr"}
 _BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "index": 8, "ptr": 8, "i1": 1}
 _FP8 = ("f8E4M3FN", "f8E5M2", "f8E4M3FNUZ", "f8E5M2FNUZ", "f8E4M3B11FNUZ")
 
@@ -78,7 +79,7 @@ def float_literal(text: str, elem: str) -> str:
         if elem == "f16":
             return f"0xH{bits:04X}"
         if elem == "bf16":
-            return f"0xR{bits:04X}"
+            return str(bits)
         as_int, as_float = kind[elem]
         number = struct.unpack(as_float, struct.pack(as_int, bits))[0]
     else:
@@ -87,7 +88,8 @@ def float_literal(text: str, elem: str) -> str:
         return f"0xH{struct.unpack('<H', struct.pack('<e', number))[0]:04X}"
     if elem == "bf16":
         bits = struct.unpack("<I", struct.pack("<f", number))[0]
-        return f"0xR{(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 & 0xFFFF:04X}"
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return str(0x7FC0 if number != number else rounded)
     if elem == "f32" and number == number and abs(number) != float("inf"):
         number = struct.unpack("<f", struct.pack("<f", number))[0]
     bits = struct.unpack("<Q", struct.pack("<d", number))[0]

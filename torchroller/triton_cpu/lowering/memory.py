@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code
-from torchroller.triton_cpu.lowering.elementwise import emitter
+from torchroller.triton_cpu.lowering.elementwise import convert, emitter
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
 from torchroller.triton_cpu.lowering.nests import (
     Roots,
@@ -111,7 +111,7 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
             for (pointer, value, mask), text in zip(parts, values):
                 kind, where = ev.address(pointer, value.elem, place)
                 test = None
-                if mask is not None and not (ev.mode.masks and ev.all_true(mask) is not None):
+                if mask is not None and not ev.holds(mask):
                     test = ev.at(mask, place)
                 ev.write(value.elem, kind, where, text, test, place.width)
 
@@ -126,6 +126,7 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
 
 _RMW = {"add": "add", "fadd": "fadd", "and": "and", "or": "or", "xor": "xor", "max": "max", "min": "min",
         "umax": "umax", "umin": "umin", "exch": "xchg", "uinc": "uinc_wrap"}  # fmt: skip
+_FAIL_ORDER = {"acq_rel": "acquire", "release": "monotonic"}
 _ORDER = {"relaxed": "monotonic", "acquire": "acquire", "release": "release", "acq_rel": "acq_rel"}
 
 
@@ -181,29 +182,56 @@ def atomic_rmw(low: Lowering, op: Op) -> None:
         )
 
     def act(where: str, values: list[str]) -> str:
+        if elem == "bf16" and kind == "fadd":
+            return _add_bfloat16(low, where, values[0], order)
         return low.code.let(f"atomicrmw {_RMW[kind]} ptr {where}, {type} {values[0]} {order}, align {align}")
 
     _each_lane(low, op, pointer, [value], mask, act)
 
 
+def _add_bfloat16(low: Lowering, where: str, value: str, order: str) -> str:
+    """Compare and exchange until nothing came between."""
+    code, ev = low.code, low.ev
+    fail = _FAIL_ORDER.get(order, order)
+    again, end, slot = code.label("again"), code.label("added"), code.alloca("i16", 1, 2)
+    start = code.let(f"load atomic i16, ptr {where} monotonic, align 2")
+    code.line(f"  store i16 {start}, ptr {slot}")
+    wide = convert(ev, value, "bf16", "f32", None)
+    code.line(f"  br label %{again}")
+    code.place(again)
+    old = code.let(f"load i16, ptr {slot}")
+    total = code.let(f"fadd float {convert(ev, old, 'bf16', 'f32', None)}, {wide}")
+    new = convert(ev, total, "f32", "bf16", None)
+    pair = code.let(f"cmpxchg ptr {where}, i16 {old}, i16 {new} {order} {fail}, align 2")
+    seen, done = (code.let(f"extractvalue {{i16, i1}} {pair}, {k}") for k in (0, 1))
+    code.line(f"  store i16 {seen}, ptr {slot}")
+    code.line(f"  br i1 {done}, label %{end}, label %{again}")
+    code.place(end)
+    return old
+
+
 @handles("tt.atomic_cas")
 def atomic_cas(low: Lowering, op: Op) -> None:
     order = _ORDER.get(op.text.replace(",", " ").split()[0], "acq_rel")
-    fail = {"acq_rel": "acquire", "release": "monotonic"}.get(order, order)
+    fail = _FAIL_ORDER.get(order, order)
     pointer, expected, value = (low.tensor(v) for v in op.operands)
     elem = op.operands[1].type.elem
     bits = f"i{8 * lt.size_bytes(elem)}"
 
     def act(where: str, values: list[str]) -> str:
         code = low.code
-        if lt.is_float(elem):
+        if lt.is_float(elem) and elem != "bf16":
             values = [code.let(f"bitcast {lt.scalar(elem)} {v} to {bits}") for v in values]
         align = lt.size_bytes(elem)
         pair = code.let(
             f"cmpxchg ptr {where}, {bits} {values[0]}, {bits} {values[1]} {order} {fail}, align {align}"
         )
         old = code.let(f"extractvalue {{{bits}, i1}} {pair}, 0")
-        return code.let(f"bitcast {bits} {old} to {lt.scalar(elem)}") if lt.is_float(elem) else old
+        return (
+            code.let(f"bitcast {bits} {old} to {lt.scalar(elem)}")
+            if lt.is_float(elem) and elem != "bf16"
+            else old
+        )
 
     _each_lane(low, op, pointer, [expected, value], None, act)
 

@@ -75,35 +75,44 @@ def vector_dim(ev: Evaluator, shape: Sequence[int], roots: Roots, stores: Roots 
     return max(candidates, key=score)
 
 
-def versions(ev: Evaluator, roots: Roots, write: Callable[[], None], masks: Sequence[Tensor] = ()) -> None:
-    """Write a consumer under what can be tested at run time: without masks, with masks, without linear forms."""
+def versions(
+    ev: Evaluator,
+    roots: Roots,
+    write: Callable[[], None],
+    masks: Sequence[Tensor] = (),
+    apart: bool = False,
+) -> None:
+    """Write a consumer under what can be tested at run time: without masks, with masks, without linear forms.
+
+    `apart`: test the masks of each root on its own, so that one that is never full does not slow down the others.
+    """
     code = ev.code
-    form_guards: dict[str, None] = {}
-    mask_guards: dict[str, None] = {}
-    for t, _ in ev.walk(roots):
-        if lt.is_int(t.elem) or t.elem == "ptr":
-            form_guards.update(dict.fromkeys(t.linear(ev, True).guards))
-        if isinstance(t, Load) and t.buffer is None and t.mask is not None:
-            mask_guards.update(dict.fromkeys(ev.all_true(t.mask) or ()))
+    forms: dict[str, None] = {}
+    groups: list[dict[str, None]] = [{}]
+    for root in roots:
+        if apart:
+            groups.append({})
+        for t, _ in ev.walk([root]):
+            if lt.is_int(t.elem) or t.elem == "ptr":
+                forms.update(dict.fromkeys(t.linear(ev, True).guards))
+            if isinstance(t, Load) and t.buffer is None and t.mask is not None:
+                groups[-1].update(dict.fromkeys(ev.all_true(t.mask) or ()))
     for m in masks:
-        mask_guards.update(dict.fromkeys(ev.all_true(m) or ()))
+        groups[0].update(dict.fromkeys(ev.all_true(m) or ()))
     saved = ev.mode
 
-    def under(mode: Mode) -> Callable[[], None]:
-        def body() -> None:
-            ev.mode = mode
-            write()
-            ev.mode = saved
+    def under(left: list[dict[str, None]], mode: Mode) -> None:
+        if left:
+            more = replace(mode, tests=mode.tests | frozenset(left[0]))
+            test = code.both(list(left[0])) if left[0] else "true"
+            _choose(code, test, lambda: under(left[1:], more), lambda: under(left[1:], mode))
+            return
+        ev.mode = mode
+        write()
+        ev.mode = saved
 
-        return body
-
-    forms = code.both(list(form_guards)) if form_guards else "true"
-    tests = code.both(list(mask_guards)) if mask_guards else "true"
-
-    def with_forms() -> None:
-        _choose(code, tests, under(Mode(True, True)), under(Mode(True, False)))
-
-    _choose(code, forms, with_forms, under(Mode(False, False)))
+    linear = code.both(list(forms)) if forms else "true"
+    _choose(code, linear, lambda: under(groups, Mode(forms=True)), lambda: under([], Mode()))
 
 
 def _choose(code: Code, condition: str, then: Callable[[], None], otherwise: Callable[[], None]) -> None:

@@ -25,8 +25,8 @@ def c_string(code: Code, text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The string literal at the start of an operation's text."""
-    match = re.match(r'\s*"((?:[^"\\]|\\.)*)"', text)
+    """The first string literal of an operation's text."""
+    match = re.search(r'"((?:[^"\\]|\\.)*)"', text)
     body = match.group(1) if match else ""
     return re.sub(r"\\([0-9A-Fa-f]{2}|.)", lambda m: chr(int(m[1], 16)) if len(m[1]) == 2 else m[1], body)
 

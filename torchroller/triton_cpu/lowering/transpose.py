@@ -67,9 +67,7 @@ def over_blocks(
         def inner(start: Operand) -> None:
             lines = [code.add(start, i) for i in range(lanes)]
             for t, along in tensors:
-                rows = [
-                    ev.at(t, place(along, code.add(position, j), start, 1 - along)) for j in range(lanes)
-                ]
+                rows = [ev.at(t, place(along, code.add(position, j), start, 1 - along)) for j in range(lanes)]
                 turned = transpose_block(code, rows, lanes, lt.scalar(t.elem))
                 for line, vector in zip(lines, turned):
                     code.scopes[code.level].memo[(t, place(along, position, line, along))] = vector
