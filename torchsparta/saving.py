@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .api import SiteRecord, SparsityInfo, _check_shapes
 from .errors import SpartaError
-from .structure.emit import _place
+from .structure.build import place
 from .tesa import Quant, TeSA
 from .transform import Epilogue, SparseSite, choose
 
@@ -98,12 +98,12 @@ def load(
         raise SpartaError(f"{path} has format {spec['format']}; this version of torchsparta reads {FORMAT}")
     root, graph = nn.Module(), fx.Graph()
     for target, entry in spec["sites"].items():
-        _place(root, target, (chooser or choose)(_read_site(target, entry, tensors)))
+        place(root, target, (chooser or choose)(_read_site(target, entry, tensors)))
     trainable = {n["target"] for n in spec["nodes"] if n.get("parameter")}
     for key, tensor in tensors.items():
         if key.startswith("t:"):
             name = key[2:]
-            _place(root, name, nn.Parameter(tensor) if name in trainable else tensor)
+            place(root, name, nn.Parameter(tensor) if name in trainable else tensor)
     env: dict[str, fx.Node] = {}
     for node in spec["nodes"]:
         env[node["name"]] = graph.create_node(

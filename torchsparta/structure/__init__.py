@@ -7,7 +7,7 @@ the constants of what went away into the bias that follows.
 
 from __future__ import annotations
 
-from .emit import Structured, structure_first
+from .build import Structured, structure_first
 from .keep import Keeps, keep_slices
 
 __all__ = ["Keeps", "Structured", "keep_slices", "structure_first"]
