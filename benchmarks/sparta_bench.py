@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import sparta_models as models
 import sparta_peers as peers
 import torch
 from torch import Tensor
@@ -167,6 +168,22 @@ def int8_case(pattern: str, k: int, n: int, rounds: int, rates: Rates) -> Case:
     return case
 
 
+def model_case(name: str, rounds: int) -> Case:
+    """A whole model, sparsified, against the same masked model run dense."""
+    contenders, error, target = models.build(name)
+    quiet = {n: c if isinstance(c, str) else _no_result(c) for n, c in contenders.items()}
+    case = Case(name, run_interleaved(quiet, rounds), target=target or None)
+    case.rows[0].max_rel_err = error
+    return case
+
+
+def _no_result(run: models.Run) -> peers.Contender:
+    def contender() -> None:
+        run()
+
+    return contender
+
+
 def attention_case(name: str, mask: Tensor, heads: int, dim: int, order: Tensor | None, rounds: int) -> Case:
     """Sparse attention against dense SDPA with the mask, and FlexAttention where it runs."""
     s = mask.shape[0]
@@ -249,10 +266,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--sparsities", default="", help="only these, such as 75,90")
-    parser.add_argument("--kinds", default="", help="only patterns whose name holds this")
+    parser.add_argument("--kinds", default="", help="only patterns or models whose name holds this")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--only", default="", help="run the sections whose name holds this: linear, int8, attention"
+        "--only", default="", help="run the sections whose name holds this: linear, int8, models, attention"
     )
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--json", type=Path, default=None)
@@ -286,6 +303,10 @@ def main() -> None:
             for k, n in SHAPES[: args.shapes]:
                 for pattern in INT8_PATTERNS:
                     add(int8_case(pattern, k, n, args.rounds, rates))
+        if args.only in "models":
+            for name in models.WORK:
+                if args.kinds in name:
+                    add(model_case(name, max(3, args.rounds // 4)))
         if args.only in "attention":
             frames = (1, 32, 32)
             order = patch_order(frames, (1, 4, 8))

@@ -76,7 +76,10 @@ def overview() -> str:
         except ImportError as error:
             text = f"(not available: {error}; pip install 'torchroller[resin]')"
         lines.append(f"  {name:<10} {text}")
-    lines += ["", "resin COMMAND --help tells more. Options for --set and the TOML file: resin doctor --options"]
+    lines += [
+        "",
+        "resin COMMAND --help tells more. Options for --set and the TOML file: resin doctor --options",
+    ]
     return "\n".join(lines)
 
 

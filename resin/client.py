@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.parse
@@ -56,10 +57,8 @@ class Client:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             text = error.read(2000).decode("utf-8", "replace")
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]
-            except (ValueError, KeyError, TypeError):
-                pass
             raise ServiceError(error.code, f"{base} answered {error.code}: {text}") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)

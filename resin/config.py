@@ -142,7 +142,14 @@ def load_config(path: str | None = None, *, environ: Mapping[str, str] | None = 
 
 
 # Variables with our prefix that are no knobs: the file itself, and what a watched job says about its work.
-NOT_KNOBS = {"RESIN_CONFIG", "RESIN_PRELOAD_DIR", "RESIN_PRELOAD_DEBUG", "RESIN_STEPS_FILE", "RESIN_METRICS_URL", "RESIN_STEPS_METRIC"}
+NOT_KNOBS = {
+    "RESIN_CONFIG",
+    "RESIN_PRELOAD_DIR",
+    "RESIN_PRELOAD_DEBUG",
+    "RESIN_STEPS_FILE",
+    "RESIN_METRICS_URL",
+    "RESIN_STEPS_METRIC",
+}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -166,7 +173,9 @@ def _checked(name: str, value: Any, source: str) -> Any:
     try:
         parsed = _parse(str(FIELDS[name].type), value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"option {name!r} in {source} is {value!r}: expected {FIELDS[name].type}") from error
+        raise ConfigError(
+            f"option {name!r} in {source} is {value!r}: expected {FIELDS[name].type}"
+        ) from error
     if name in _POSITIVE and not parsed > 0:
         raise ConfigError(f"option {name!r} in {source} is {value!r}: it must be greater than 0")
     return parsed

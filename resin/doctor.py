@@ -43,7 +43,11 @@ def examine(config: Config, roots: Roots | None = None) -> list[Check]:
         _ptrace(roots),
         _python(),
         _program("py-spy", "stacks of running Python processes", "pip install py-spy"),
-        _module("memray", "allocation stacks of running Python processes", "pip install memray (in the target too)"),
+        _module(
+            "memray",
+            "allocation stacks of running Python processes",
+            "pip install memray (in the target too)",
+        ),
         _program("gdb", "attaching memray, malloc_trim and malloc_info", "apt-get install gdb"),
         _malloc_trim(),
         _module("duckdb", "the embedded store of `resin serve`", "pip install 'torchroller[resin]'"),
@@ -110,7 +114,9 @@ def _kernel_memory(roots: Roots) -> Check:
     data = read_bytes(f"{roots.proc}/meminfo") or b""
     works = b"Slab:" in data and b"PageTables:" in data
     detail = " (slabinfo too)" if read_bytes(f"{roots.proc}/slabinfo") else ""
-    return Check("kernel memory", works, f"slab, page tables, vmalloc{detail}" if works else "no Slab in meminfo")
+    return Check(
+        "kernel memory", works, f"slab, page tables, vmalloc{detail}" if works else "no Slab in meminfo"
+    )
 
 
 def _shared_memory(roots: Roots) -> Check:
@@ -139,7 +145,9 @@ def _gpu() -> Check:
 def _ptrace(roots: Roots) -> Check:
     scope = (read_bytes(f"{roots.proc}/sys/kernel/yama/ptrace_scope") or b"").strip().decode() or "absent"
     status = (read_bytes(f"{roots.proc}/self/status") or b"").decode("ascii", "replace")
-    effective = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    effective = next(
+        (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0
+    )
     capable = bool(effective >> _CAP_SYS_PTRACE & 1)
     works = scope != "3" and (capable or scope in {"0", "absent"})
     seen = f"yama ptrace_scope {scope}, CAP_SYS_PTRACE {'held' if capable else 'not held'}"
@@ -155,7 +163,9 @@ def _python() -> Check:
     version = platform.python_version()
     works = hasattr(sys, "remote_exec")
     seen = f"this Python is {version}" + ("; sys.remote_exec is there" if works else "")
-    return Check("sys.remote_exec", works or None, seen, "targets on Python 3.14 or newer need resin on 3.14 or newer")
+    return Check(
+        "sys.remote_exec", works or None, seen, "targets on Python 3.14 or newer need resin on 3.14 or newer"
+    )
 
 
 def _program(name: str, purpose: str, advice: str) -> Check:
@@ -166,7 +176,9 @@ def _program(name: str, purpose: str, advice: str) -> Check:
 
 def _module(name: str, purpose: str, advice: str) -> Check:
     found = importlib.util.find_spec(name) is not None
-    return Check(name, found, f"importable, for {purpose}" if found else f"not importable; it is for {purpose}", advice)
+    return Check(
+        name, found, f"importable, for {purpose}" if found else f"not importable; it is for {purpose}", advice
+    )
 
 
 def _malloc_trim() -> Check:
@@ -174,7 +186,9 @@ def _malloc_trim() -> Check:
         works = hasattr(ctypes.CDLL(None), "malloc_trim")
     except OSError:
         works = False
-    return Check("malloc_trim", works, "glibc" if works else "this libc has none: retention cannot be trimmed")
+    return Check(
+        "malloc_trim", works, "glibc" if works else "this libc has none: retention cannot be trimmed"
+    )
 
 
 def _state_dir(config: Config) -> Check:
@@ -184,7 +198,11 @@ def _state_dir(config: Config) -> Check:
     works = os.access(at, os.W_OK)
     free = shutil.disk_usage(at).free >> 20
     return Check(
-        "state directory", works, f"{config.state_dir}, {free} MiB free", "set the option state_dir", needed=True
+        "state directory",
+        works,
+        f"{config.state_dir}, {free} MiB free",
+        "set the option state_dir",
+        needed=True,
     )
 
 

@@ -78,7 +78,11 @@ def action_lines(actions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Actions planned or taken, one line each."""
     lines = []
     for action in actions:
-        state = "planned" if not action["applied"] else {True: "done", False: "failed", None: "tried"}[action["ok"]]
+        state = (
+            "planned"
+            if not action["applied"]
+            else {True: "done", False: "failed", None: "tried"}[action["ok"]]
+        )
         command = " ".join(action["command"])
         lines.append(f"  {state}: {action['name']} ({action['reason']}){': ' + command if command else ''}")
     return lines
@@ -122,7 +126,8 @@ def plot(
                 dot(at, fit["start_value"] + share * (fit["end_value"] - fit["start_value"]))
     labels = {0: amount_text(metric, high), height - 1: amount_text(metric, low)}
     lines = [
-        f"{labels.get(row, ''):>10} │" + "".join(chr(0x2800 + cell) for cell in cells[row]) for row in range(height)
+        f"{labels.get(row, ''):>10} │" + "".join(chr(0x2800 + cell) for cell in cells[row])
+        for row in range(height)
     ]
     lines.append(" " * 11 + "└" + "─" * width)
     left, right = moment_text(first, last), moment_text(last, last)

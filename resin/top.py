@@ -29,7 +29,11 @@ class Top:
         self.rows = rows
         self.sampler = Sampler(
             dataclasses.replace(
-                config, tick_s=tick_s, slow_tick_s=max(10.0, tick_s), min_process_bytes=min_bytes, cpu_budget=0.05
+                config,
+                tick_s=tick_s,
+                slow_tick_s=max(10.0, tick_s),
+                min_process_bytes=min_bytes,
+                cpu_budget=0.05,
             )
         )
         self.store = MemoryStore()
@@ -70,8 +74,21 @@ class Top:
                 -s.values.get("anon_bytes", 0.0),
             ),
         )
-        table = Table(box=None, pad_edge=False, title=f"resin top · {self.sampler.host} · {time.strftime('%H:%M:%S')}")
-        for title in ("pid", "process", "anon", "uss", "file", "shmem", "gpu", "fds", "threads", "growth/min"):
+        table = Table(
+            box=None, pad_edge=False, title=f"resin top · {self.sampler.host} · {time.strftime('%H:%M:%S')}"
+        )
+        for title in (
+            "pid",
+            "process",
+            "anon",
+            "uss",
+            "file",
+            "shmem",
+            "gpu",
+            "fds",
+            "threads",
+            "growth/min",
+        ):
             table.add_column(title, justify="left" if title == "process" else "right", no_wrap=True)
         table.add_column("verdict")
         for sample in samples[:room]:
@@ -87,9 +104,9 @@ class Top:
         if "uss_bytes" in values:
             self._uss[entity] = values["uss_bytes"]
         sizes = {**values, **({"uss_bytes": self._uss[entity]} if entity in self._uss else {})}
+        shown = ("anon_bytes", "uss_bytes", "file_bytes", "shmem_bytes", "gpu_bytes")
         cells: list[Text | str] = [str(entity.pid), entity.component]
-        for name in ("anon_bytes", "uss_bytes", "file_bytes", "shmem_bytes", "gpu_bytes"):
-            cells.append(bytes_text(sizes[name]) if name in sizes else "-")
+        cells += [bytes_text(sizes[n]) if n in sizes else "-" for n in shown]
         cells += [f"{values[n]:.0f}" if n in values else "-" for n in ("fds", "threads")]
         cells.append("-" if growth is None else f"{'+' if growth > 0 else ''}{bytes_text(growth)}")
         verdict = self._verdict(entity)

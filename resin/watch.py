@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from .agent.agent import Sampler
 from .agent.identity import is_running
+from .agent.process import ProcessTable
 from .config import Config
 from .model import Diagnosis, Finding
 from .store.memory import MemoryStore
@@ -108,7 +110,7 @@ class Watch:
                 if self.duration_s is not None and now - started >= self.duration_s and not ended_by_us:
                     ended_by_us = True
                     self._finish_diagnosis()
-                    _end(child)
+                    _end(child, sampler.table)
                 next_s = max(next_s + tick_s, time.monotonic())
                 try:
                     child.wait(timeout=max(0.0, next_s - time.monotonic()))
@@ -125,29 +127,30 @@ class Watch:
             None if ended_by_us else child.returncode,
             time.monotonic() - started,
             samples,
-            [self._refined(finding) for finding in self.judge()],
+            self.judge(),
             dict(self._diagnoses),
             list(self._troubles),
         )
 
     def judge(self) -> list[Finding]:
-        """Findings on what was seen so far, worst first; what belongs to the whole machine only for /dev/shm."""
-        from .detect import scan
+        """Findings on what was seen so far, worst first; what belongs to the whole machine only for /dev/shm.
 
-        found = scan(self.store, now_s=time.time())
+        A diagnosis may turn a verdict: what the allocator keeps is retention, not a leak.
+        """
+        from .detect import refine, scan
+        from .service.echoes import without_echoes
+
+        found = [
+            refine(f, self._diagnoses[f.entity.key]) if f.entity.key in self._diagnoses else f
+            for f in scan(self.store, now_s=time.time())
+        ]
         kept = [
             f for f in found if f.entity.component not in HOST_COMPONENTS or f.metric in {"dev_shm_bytes"}
         ]
         kept = [f for f in kept if not f.entity.component.startswith(("cgroup:", "gpu:"))]
+        kept = without_echoes(kept)
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(kept, key=lambda f: (order[f.verdict], -f.severity, f.entity.pid is None, f.id))
-
-    def _refined(self, finding: Finding) -> Finding:
-        """The finding in the light of what a diagnosis of its process has shown."""
-        from .detect import refine
-
-        diagnosis = self._diagnoses.get(finding.entity.key)
-        return finding if diagnosis is None else refine(finding, diagnosis)
 
     def _keep(self, sampler: Sampler) -> int:
         samples = sampler.sample()
@@ -179,19 +182,31 @@ class Watch:
             self.tell(f"diagnosing {finding.entity.key}")
             self._diagnoses[finding.entity.key] = diagnose(finding.entity.pid or 0, finding=finding)
         except Exception as error:  # the watched program and its verdict come first
-            self._troubles.append(f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}")
+            self._troubles.append(
+                f"diagnosis of {finding.entity.key} failed: {type(error).__name__}: {error}"
+            )
 
     def _finish_diagnosis(self) -> None:
         if self._diagnosing:
             self._diagnosing.join(timeout=60.0)
 
 
-def _end(child: subprocess.Popen) -> None:
-    child.terminate()
-    try:
-        child.wait(timeout=10.0)
-    except subprocess.TimeoutExpired:
-        child.kill()
+def _end(child: subprocess.Popen, table: ProcessTable) -> None:
+    """End the command and all that it started: first asked, after ten seconds forced."""
+    for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 2.0)):
+        deadline = time.monotonic() + patience_s
+        asked: set[int] = set()
+        while time.monotonic() < deadline:
+            child.poll()
+            living = [p for p in table.refresh() if p.pid != child.pid or child.returncode is None]
+            if not living:
+                return
+            for process in living:
+                if process.pid not in asked and is_running(process.entity):
+                    asked.add(process.pid)
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(process.pid, number)
+            time.sleep(0.05)
 
 
 def _forward_signals(child: subprocess.Popen) -> Callable[[], None]:

@@ -110,6 +110,10 @@ def _bench(args: argparse.Namespace) -> int:
     if not named:
         raise ValueError(f"no operator {args.operator!r}; `bench --list` names all {len(listed)}")
     spec = device.by_name(args.device)
+    if spec.is_cpu:
+        import torch
+
+        spec = device.cpu(torch.get_num_threads())  # what the plan will run on
     operator = named[0].scaled(args.scale or (64 if spec.is_cpu else 1))
     found = construct(operator.expr(), spec, tiled=operator.tiled)
     print(f"{operator}\n\n{found.best}\n\n{found}")
@@ -121,6 +125,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _timed(operator: object, predicted_s: float) -> str:
     import torch
 
+    from torchroller.backend import roller
     from torchroller.cost import time_text
     from torchroller.operators import Operator
     from torchroller.report import _medians
@@ -128,7 +133,7 @@ def _timed(operator: object, predicted_s: float) -> str:
     assert isinstance(operator, Operator)
     fn, inputs = operator.call()
     torch._dynamo.reset()
-    compiled = torch.compile(fn, backend="roller")
+    compiled = torch.compile(fn, backend=roller)
     with torch.inference_mode():
         expected, got = fn(*inputs), compiled(*inputs)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .specialise import Specialised, is_symbolic
 log = logging.getLogger("torchroller")
 _RECENT = 64
 _last: list[ExecutionPlan | EagerPlan] = []
+_traces: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = None,
@@ -46,6 +48,11 @@ def last_plans() -> tuple[ExecutionPlan | EagerPlan, ...]:
     return tuple(_last)
 
 
+def traces_of(plan: ExecutionPlan | EagerPlan) -> Mapping[str, str]:
+    """The user's stack trace per FX node name of the graph that a plan was made from."""
+    return _traces.get(plan, {})
+
+
 def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options,
                       inference: bool) -> Callable[[list[Any]], list[Any]]:  # fmt: skip
     """The compiler that AOTAutograd calls; the result takes its inputs as one list, which it empties."""
@@ -66,7 +73,9 @@ def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, opti
 class _Runner:
     """A plan, and how to replace it when it meets weights whose changes cannot be seen."""
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, static: frozenset[int]) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, static: frozenset[int]
+    ) -> None:
         self.gm, self.options, self.static = gm, options, static
         self.plan = make_plan(gm, inputs, options, static)
 
@@ -75,7 +84,10 @@ class _Runner:
             return self.plan(args)
         except UntrackedWeight as error:
             log.info("torchroller: %s; compiling without packed weights", error)
-            self.plan = make_plan(self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static)
+            _last[:] = [p for p in _last if p is not self.plan]
+            self.plan = make_plan(
+                self.gm, args, dataclasses.replace(self.options, pack_weights=False), self.static
+            )
             return self.plan(args)
 
 
@@ -90,9 +102,14 @@ def make_plan(gm: fx.GraphModule, inputs: Sequence[Any], options: Options,
     except Exception as error:
         if options.strict:
             raise
-        log.warning("torchroller: a graph runs in ATen because compiling it failed: %s: %s", type(error).__name__, error)
+        log.warning(
+            "torchroller: a graph runs in ATen because compiling it failed: %s: %s",
+            type(error).__name__,
+            error,
+        )
         log.debug("compiling failed", exc_info=True)
         plan = EagerPlan(gm, f"compiling the graph failed: {type(error).__name__}: {error}")
+    _traces[plan] = {n.name: n.stack_trace for n in gm.graph.nodes if n.stack_trace}
     _last.append(plan)
     del _last[:-_RECENT]
     return plan

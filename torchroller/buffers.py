@@ -52,7 +52,8 @@ class OutputPool:
     """Hands out tensors for one output; memory comes back once nothing refers to its storage any more.
 
     The storage's reference count says so: every tensor, view, NumPy array and DLPack capsule holds a reference;
-    storage objects in Python share one wrapper, so its own reference count is asked as well. Fresh pages are expensive, so up to `keep` storages are kept for the next calls.
+    storage objects in Python share one wrapper, so its own reference count is asked as well. Fresh pages are
+    expensive, so up to `keep` storages are kept for the next calls.
     """
 
     def __init__(self, elements: int, dtype: torch.dtype, device: torch.device, keep: int = 2) -> None:

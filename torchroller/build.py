@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
-from .fuse import Fused, Group, strided_view
 from .graph import Node, base_of, compute_type
+from .groups import Fused, Group, strided_view
 from .views import Index, Ix, backward
-
 
 FIXED = frozenset(("k", "n", "d"))  # contracted axes of dots: the emitters want each as one axis
 
@@ -77,7 +76,9 @@ class _Maker:
             storage = self.fused.storage[node]
             return self.load(_Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset)))
         if node.kind == "const":
-            return self.emit(Value("const", node.dtype, number=node.number), ("const", node.dtype, repr(node.number)))
+            return self.emit(
+                Value("const", node.dtype, number=node.number), ("const", node.dtype, repr(node.number))
+            )
         if node.kind == "iota":
             return self.iota(index[0])
         if node.kind == "gather":
@@ -94,8 +95,7 @@ class _Maker:
             (at,) = self.group.operands[node]
             arg = self.cast(self.value(node.args[0], at), node.compute)
             over = tuple(a for a in self.group.extents if a in self.group.reduced)
-            number = self.emit(Value("reduce", node.dtype, (arg,), fn=node.fn, over=over))
-            return number
+            return self.emit(Value("reduce", node.dtype, (arg,), fn=node.fn, over=over))
         if node.kind == "dot":
             left, right = self.group.operands[node]
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
@@ -118,7 +118,9 @@ class _Maker:
         score = emit(Value("dot", f32, (q, k), over=("d",)))
         score = emit(Value("call", f32, (score, emit(Value("const", f32, number=float(scale)))), fn="mul"))
         if len(node.args) > 3:
-            score = emit(Value("call", f32, (score, self.cast(self.value(node.args[3], places[3]), f32)), fn="add"))
+            score = emit(
+                Value("call", f32, (score, self.cast(self.value(node.args[3], places[3]), f32)), fn="add")
+            )
         if causal:
             m, n = places[0][-2], places[1][-2]
             seen = emit(Value("call", "bool", (self.iota(n), self.iota(m)), fn="le"))
@@ -199,7 +201,9 @@ def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Ker
             continue
         number = maker.value(node, index)
         storage = fused.storage[node]
-        stores.append((number, _Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset))))
+        stores.append(
+            (number, _Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset)))
+        )
     return _Finish(group, maker, stores, name).run()
 
 
@@ -267,7 +271,9 @@ class _Finish:
 
         def access(raw: _Raw, table: dict[str, int]) -> Access:
             tensor = buffers.setdefault(raw.buffer, f"t{len(buffers)}")
-            dims = [(self.extents[a], table[a], Affine(((names[a], 1),))) for a in self.order if table.get(a, 0)]
+            dims = [
+                (self.extents[a], table[a], Affine(((names[a], 1),))) for a in self.order if table.get(a, 0)
+            ]
             dims += [(size, stride, Affine(indirect=v)) for v, stride, size in raw.indirect]
             shape, strides, index = (tuple(x) for x in zip(*dims)) if dims else ((), (), ())
             return Access(tensor, raw.dtype, shape, strides, index, raw.at.offset, bounded=bool(raw.indirect))
@@ -281,7 +287,9 @@ class _Finish:
             args = tuple(number[a] for a in v.args)
             if n in self.maker.raw:
                 raw = self.maker.raw[n]
-                moved = _Raw(raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+                moved = _Raw(
+                    raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect)
+                )
                 values.append(Value("load", v.dtype, access=access(moved, tables[n])))
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
@@ -296,13 +304,17 @@ class _Finish:
             Write(access(raw, self.tables[after + i]), number[n]) for i, (n, raw) in enumerate(self.stores)
         )
         reduced = set(self.group.reduced)
-        axes = tuple(Axis(names[a], self.extents[a], "reduce" if a in reduced else "spatial") for a in self.order)
+        axes = tuple(
+            Axis(names[a], self.extents[a], "reduce" if a in reduced else "spatial") for a in self.order
+        )
         source = tuple(dict.fromkeys(n.origin for n in self.group.index if n.origin))
         expr = TensorExpr(self.name, axes, tuple(values), writes, source)
         outs = tuple(dict.fromkeys(w.access.tensor for w in writes))
         return Kernel(expr, tuple(buffers), outs, any(v.access and v.access.bounded for v in values))
 
-    def spell_iota(self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]) -> None:
+    def spell_iota(
+        self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]
+    ) -> None:
         total: int | None = None
 
         def add(v: Value) -> int:

@@ -37,11 +37,13 @@ class Choice:
 
 
 def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Path, *, topk: int, pack: bool,
-           measure: bool) -> Choice:  # fmt: skip
+           measure: bool, check: bool) -> Choice:  # fmt: skip
     """The kernel for `expr`; from the disk cache where it has been chosen before."""
     plain = replace(expr, source=())
     search = functools.partial(ranked, plain, spec, topk)
-    key = store.key_of(plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure)
+    key = store.key_of(
+        plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure, check
+    )
     entry = store.read(directory, key)
     if entry is not None:
         restored = known(executor, entry.source) or executor.restore(entry.source, entry.code, entry.metadata)
@@ -50,20 +52,24 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
         return Choice(entry.source, key, entry.chosen, entry.measured_s, restored is not None, search)
     construction = search()
     if construction is None:
-        return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack), key, search=search)
+        return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack, check), key, search=search)
     if measure and len(construction.ranked) > 1:
-        sources = [emit(plain, tiling_of(p), pack) for p in construction.ranked]
+        sources = [emit(plain, tiling_of(p, spec.is_cpu), pack, check) for p in construction.ranked]
         times = timings(plain, sources, executor)
         chosen = min(range(len(times)), key=times.__getitem__)
         return Choice(sources[chosen], key, chosen, tuple(times), search=search)
-    return Choice(emit(plain, tiling_of(construction.best), pack), key, search=search)
+    return Choice(emit(plain, tiling_of(construction.best, spec.is_cpu), pack, check), key, search=search)
 
 
 def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: Path) -> None:
     """Writes a newly compiled choice to the disk cache."""
     if not choice.cached and executor.name == "native":
         code, metadata = executor.code(kernel)
-        store.write(directory, choice.key, store.Entry(choice.source, code, metadata, choice.chosen, choice.measured_s))
+        store.write(
+            directory,
+            choice.key,
+            store.Entry(choice.source, code, metadata, choice.chosen, choice.measured_s),
+        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -72,22 +78,34 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
     return None if is_attention(expr) else construct(expr, spec, top_k=topk)
 
 
-def tiling_of(program: RProgram) -> Tiling:
-    """The emitters' view of an rProgram."""
-    return Tiling((*program.block.items(), *program.step.items()), program.num_warps, program.num_stages)
+def tiling_of(program: RProgram, cpu: bool = True) -> Tiling:
+    """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
+    lone = () if cpu else (("m", 16), ("n", 16))
+    return Tiling((*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages)
 
 
-def emit(expr: TensorExpr, tiling: Tiling, pack: bool) -> TritonSource:
+def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:
     """Triton text of an expression under a tiling."""
     if is_attention(expr):
-        return emit_attention(expr, tiling, expr.name)
+        return emit_attention(expr, tiling, expr.name, check)
     if is_contraction(expr):
-        return emit_contraction(expr, tiling, expr.name, pack)
-    return emit_loops(expr, tiling, expr.name)
+        return emit_contraction(expr, tiling, expr.name, pack, check)
+    return emit_loops(expr, tiling, expr.name, check)
 
 
-def timings(expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int = 5) -> list[float]:
+def timings(
+    expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int = 5
+) -> list[float]:
     """Seconds of each kernel on zeroed tensors, the least of `repeat` rounds in which they take turns."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():  # AOTAutograd compiles under a mode in which tensors have no memory
+        return _timings(expr, sources, executor, repeat)
+
+
+def _timings(
+    expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int
+) -> list[float]:
     kernels = compile_all(executor, sources)
     tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
     best = [float("inf")] * len(kernels)
@@ -108,7 +126,9 @@ def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]
     """Tensors that are large enough for every access; zeros are valid indices and benign numbers."""
     need: dict[str, tuple[int, str]] = {}
     for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = access.offset + 1 + sum(max(st, 0) * (size - 1) for st, size in zip(access.strides, access.shape))
+        span = (
+            access.offset + 1 + sum(max(st, 0) * (size - 1) for st, size in zip(access.strides, access.shape))
+        )
         need[access.tensor] = (max(span, need.get(access.tensor, (0, ""))[0]), access.dtype)
     for pack in source.packs:
         need[pack.tensor] = (pack.elements, pack.dtype)
@@ -118,4 +138,4 @@ def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]
         kind = torch.int8 if dtype == "bool" else TORCH_DTYPES[dtype]
         assert kind.itemsize == ITEMSIZE[dtype]
         out.append(torch.zeros(elements, dtype=kind))
-    return out
+    return [*out, torch.zeros(1, dtype=torch.int32)] if source.flags else out

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torchroller.expr import TensorExpr
 from torchroller.report import ExternReport, KernelReport, Report
 from torchroller.spec import DeviceSpec
 
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>[^\s:]+)')
 
-def collect(plans: Iterable[Any], device: DeviceSpec, name: str = "model", **facts: Any) -> Report:
-    """A report of execution plans (`torchroller.plan.ExecutionPlan`). Equal kernels and calls are counted."""
+
+def collect(
+    plans: Iterable[Any],
+    device: DeviceSpec,
+    name: str = "model",
+    traces: Callable[[Any], Mapping[str, str]] | None = None,
+    **facts: Any,
+) -> Report:
+    """A report of execution plans (`torchroller.plan`). Equal kernels and calls are counted once.
+
+    traces: gives the user's stack trace per FX node name of a plan (`backend.traces_of`)
+    """
     plans = list(plans)
     kernels: dict[tuple[str, TensorExpr], KernelReport] = {}
     externs: dict[tuple[str, str], ExternReport] = {}
     for plan in plans:
+        lines = traces(plan) if traces is not None else {}
         for launch in plan.launches:
-            new = _kernel_report(launch)
+            new = _kernel_report(launch, lines)
             key = (new.source, new.expr)
             old = kernels.get(key)
             kernels[key] = new if old is None else replace(old, calls=old.calls + 1)
         for call in plan.externs:
-            where = (call.where,) if getattr(call, "where", "") else ()
+            trace = lines.get(getattr(call, "name", ""), "") or getattr(call, "where", "")
+            where = (user_line(trace),) if trace else ()
             made = ExternReport(str(call.target), call.reason, where, 1, extern_flops(call))
             at = (made.target, made.reason)
             known = externs.get(at)
@@ -32,19 +47,40 @@ def collect(plans: Iterable[Any], device: DeviceSpec, name: str = "model", **fac
     return Report(name, device, tuple(kernels.values()), tuple(externs.values()), len(plans), **facts)
 
 
-def _kernel_report(launch: Any) -> KernelReport:
-    construction = launch.construction
-    program = construction.ranked[launch.chosen] if construction is not None else None
+def user_line(trace: str) -> str:
+    """The innermost frame of a stack trace in one line: file:line in function: code. Other text as it is."""
+    lines = [line.strip() for line in trace.strip().splitlines()]
+    frames = [(i, found) for i, line in enumerate(lines) if (found := _FRAME.search(line))]
+    if not frames:
+        return lines[0] if lines else ""
+    at, frame = frames[-1]
+    path = Path(frame["file"])
+    parts = path.parts
+    if "site-packages" in parts:
+        path = Path(*parts[parts.index("site-packages") + 1 :])
+    elif path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    rest = lines[at][frame.end() :].removeprefix(":").strip()
+    code = rest or (lines[at + 1] if at + 1 < len(lines) else "")
+    return f"{path}:{frame['line']} in {frame['function']}" + (f": {code}" if code else "")
+
+
+def _kernel_report(launch: Any, lines: Mapping[str, str]) -> KernelReport:
+    construction = launch.construction() if callable(launch.construction) else launch.construction
+    program = None
+    if construction is not None and launch.chosen < len(construction.ranked):
+        program = construction.ranked[launch.chosen]
     source = launch.kernel.source
-    measured = None if launch.measured_s is None else tuple(launch.measured_s)
+    origins = (f"{n} at {user_line(lines[n])}" if n in lines else n for n in launch.expr.source)
     return KernelReport(
         name=source.name,
         expr=launch.expr,
         program=program,
         construction=construction,
         source=source.text,
-        measured_s=measured,
+        measured_s=None if launch.measured_s is None else tuple(launch.measured_s),
         cached=bool(launch.kernel.cached),
+        origins=tuple(origins),
     )
 
 

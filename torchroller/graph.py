@@ -19,7 +19,20 @@ from .errors import NotLowered
 from .expr import ITEMSIZE
 from .ops.pointwise import TABLE
 
-NodeKind = Literal["input", "const", "iota", "pointwise", "view", "reduce", "dot", "gather", "cat", "attention", "lse", "extern"]
+NodeKind = Literal[
+    "input",
+    "const",
+    "iota",
+    "pointwise",
+    "view",
+    "reduce",
+    "dot",
+    "gather",
+    "cat",
+    "attention",
+    "lse",
+    "extern",
+]
 Shape = tuple[int, ...]
 
 DTYPE_NAMES = {
@@ -79,7 +92,9 @@ class Node:
         return id(self)
 
     def __repr__(self) -> str:
-        what = {"input": self.name, "const": repr(self.number), "view": str(self.view)}.get(self.kind, self.fn)
+        what = {"input": self.name, "const": repr(self.number), "view": str(self.view)}.get(
+            self.kind, self.fn
+        )
         return f"%{self.serial} {self.kind} {what} {list(self.shape)} {self.dtype}"
 
 
@@ -92,7 +107,9 @@ def _parts(shape: Shape, dims: Sequence[int]) -> int:
     if math.prod(shape) // max(total, 1) >= FEW_ROWS or total < LONG_ROW:
         return 0
     size = shape[dims[0]]
-    return max((p for p in range(8, min(256, size) + 1) if size % p == 0 and (p < size or len(dims) > 1)), default=0)
+    return max(
+        (p for p in range(8, min(256, size) + 1) if size % p == 0 and (p < size or len(dims) > 1)), default=0
+    )
 
 
 def contiguous_strides(shape: Sequence[int]) -> Shape:
@@ -116,14 +133,20 @@ class Builder:
     origin: str = ""
 
     def _add(self, kind: NodeKind, shape: Sequence[int], dtype: str, **kw: Any) -> Node:
-        node = Node(kind, tuple(int(s) for s in shape), dtype, origin=self.origin, serial=len(self.nodes), **kw)
+        node = Node(
+            kind, tuple(int(s) for s in shape), dtype, origin=self.origin, serial=len(self.nodes), **kw
+        )
         self.nodes.append(node)
         return node
 
-    def input(self, name: str, shape: Sequence[int], dtype: str, strides: Sequence[int], offset: int = 0) -> Node:
+    def input(
+        self, name: str, shape: Sequence[int], dtype: str, strides: Sequence[int], offset: int = 0
+    ) -> Node:
         return self._add("input", shape, dtype, name=name, strides=tuple(strides), offset=offset)
 
-    def extern(self, call: Any, number: int, shape: Sequence[int], dtype: str, strides: Sequence[int]) -> Node:
+    def extern(
+        self, call: Any, number: int, shape: Sequence[int], dtype: str, strides: Sequence[int]
+    ) -> Node:
         return self._add("extern", shape, dtype, call=call, number=number, strides=tuple(strides))
 
     def const(self, number: float | int | bool, dtype: str, shape: Sequence[int] = ()) -> Node:
@@ -166,7 +189,9 @@ class Builder:
             return value
         if value.kind == "const":
             return self.const(value.number, dtype)
-        return self._add("pointwise", value.shape, dtype, args=(value,), fn="cast", compute=compute_type(dtype))
+        return self._add(
+            "pointwise", value.shape, dtype, args=(value,), fn="cast", compute=compute_type(dtype)
+        )
 
     def copy(self, value: Node) -> Node:
         """The same values, stored on their own."""
@@ -178,14 +203,22 @@ class Builder:
         if dims and (parts := _parts(value.shape, dims)):
             # few results over long rows: reduce parts first, so that there is work for every core
             first, size = dims[0], value.shape[dims[0]]
-            split = self.reshape(value, (*value.shape[:first], parts, size // parts, *value.shape[first + 1 :]))
-            inner = self.reduce(fn, split, [d + 1 for d in dims], dtype) if size > parts or len(dims) > 1 else split
+            split = self.reshape(
+                value, (*value.shape[:first], parts, size // parts, *value.shape[first + 1 :])
+            )
+            inner = (
+                self.reduce(fn, split, [d + 1 for d in dims], dtype)
+                if size > parts or len(dims) > 1
+                else split
+            )
             out = self.reduce(fn, inner, (first,), dtype)
         elif not dims:
             out = self.cast(value, dtype)
         else:
             kept = [s for d, s in enumerate(value.shape) if d not in dims]
-            out = self._add("reduce", kept, dtype, args=(value,), fn=fn, dims=dims, compute=compute_type(dtype))
+            out = self._add(
+                "reduce", kept, dtype, args=(value,), fn=fn, dims=dims, compute=compute_type(dtype)
+            )
         if keepdim:
             out = self.reshape(out, [1 if d in dims else s for d, s in enumerate(value.shape)])
         return out
@@ -194,7 +227,9 @@ class Builder:
         shape = (*a.shape[:-1], b.shape[-1])
         return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute="float32")
 
-    def attention(self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool) -> tuple[Node, Node]:
+    def attention(
+        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool
+    ) -> tuple[Node, Node]:
         args = (q, k, v) if mask is None else (q, k, v, mask)
         out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal),
                         fn="attention", compute="float32")  # fmt: skip

@@ -7,6 +7,7 @@ text is compiled once per process. A cache directory that cannot be written is r
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
 
@@ -63,13 +65,19 @@ class Executor(Protocol):
 
     def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]: ...
 
-    def restore(self, source: TritonSource, code: bytes, metadata: dict[str, Any]) -> CompiledKernel | None: ...
+    def restore(
+        self, source: TritonSource, code: bytes, metadata: dict[str, Any]
+    ) -> CompiledKernel | None: ...
 
 
 def cache_dir(configured: str | None = None) -> Path:
     """The directory of generated sources; a temporary one where the configured one cannot be written."""
-    wanted = configured or os.environ.get("TORCHROLLER_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "torchroller"
+    wanted = (
+        configured
+        or os.environ.get("TORCHROLLER_CACHE_DIR")
+        or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "torchroller"
+        )
     )
     return _writable(os.path.join(wanted, "sources"))
 
@@ -157,6 +165,18 @@ class NativeExecutor:
         handle = kernel.handle
         return self.driver.utils.entry_address(handle.function if isinstance(handle, Loaded) else handle)
 
+    def block(self, kernel: CompiledKernel, addresses: Sequence[int]) -> tuple[Any, Any]:
+        """(launch block, memory that must live as long as the block) of a CPU kernel."""
+        metadata = kernel.handle.metadata
+        need = int(metadata["scratch_bytes"] if isinstance(metadata, dict) else metadata.scratch_bytes)
+        extra: dict[str, Any] = {}
+        memory = None
+        if need:  # threads x whole cache lines
+            memory = allocate(-(-need // 64) * 64 * torch.get_num_threads(), torch.device("cpu"))
+            extra = {"scratch": memory.data_ptr(), "scratch_bytes": need}
+        source = kernel.source
+        return self.driver.utils.pack_block((source.grid, 1, 1), addresses, source.signature, **extra), memory
+
     def code(self, kernel: CompiledKernel) -> tuple[bytes, dict[str, Any]]:
         """Machine code and launch metadata of a CPU kernel, to be kept; nothing where Triton keeps them itself."""
         if not self.native:
@@ -175,15 +195,13 @@ class NativeExecutor:
             library, function, *_ = self.driver.utils.load_binary(metadata["name"], code, 0, 0)
         except RuntimeError:
             return None
-        return CompiledKernel(source, str(self.target), Loaded(library, function, code, metadata), cached=True)
+        return CompiledKernel(
+            source, str(self.target), Loaded(library, function, code, metadata), cached=True
+        )
 
     def launch(self, kernel: CompiledKernel, tensors: Sequence[torch.Tensor]) -> None:
         if self.native:
-            block = self.driver.utils.pack_block(
-                (kernel.source.grid, 1, 1), [t.data_ptr() for t in tensors], kernel.source.signature
-            )
-            import ctypes
-
+            block, _scratch = self.block(kernel, [t.data_ptr() for t in tensors])
             entries = (ctypes.c_void_p * 1)(self.entry(kernel))
             blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
             self.driver.utils.run_many(1, entries, blocks)
@@ -317,6 +335,17 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
             results = list(pool.map(build, missing.values()))
     else:
         results = [build(s) for s in missing.values()]
+    results = [build(s) if isinstance(r, KernelError) and _interrupted(r) else r
+               for s, r in zip(missing.values(), results)]  # fmt: skip
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Did ast.parse fail because several threads were in it? CPython 3.11 and 3.12 raise SystemError then."""
+    while error is not None:
+        if isinstance(error, SystemError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

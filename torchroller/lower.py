@@ -36,12 +36,16 @@ class ExternCall:
     reason: str
     name: str
     where: str
-    strides: dict[Node, tuple[int, ...]] = field(default_factory=dict)  # that ATen would pass its operands with
+    strides: dict[Node, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # that ATen would pass its operands with
 
     @property
     def operands(self) -> tuple[Node, ...]:
         found: list[Node] = []
-        fx.node.map_aggregate((self.args, self.kwargs), lambda v: found.append(v) if isinstance(v, Node) else None)
+        fx.node.map_aggregate(
+            (self.args, self.kwargs), lambda v: found.append(v) if isinstance(v, Node) else None
+        )
         return tuple(found)
 
 
@@ -67,6 +71,15 @@ class Lowered:
     lowered_nodes: int
     total_nodes: int
     device: torch.device
+
+    def __str__(self) -> str:
+        lines = [f"{self.lowered_nodes} of {self.total_nodes} graph nodes lowered, {len(self.externs)} extern calls"]
+        for node in self.builder.nodes:
+            args = ", ".join(f"%{a.serial}" for a in node.args)
+            lines.append(f"  {node!r}{f'  of {args}' if args else ''}")
+        lines += [f"  extern {call}" for call in self.externs]
+        found = ", ".join(f"%{o.value.serial}" if isinstance(o.value, Node) else str(o.value) for o in self.outputs)
+        return "\n".join([*lines, f"  return {found}"])
 
 
 def lower(gm: fx.GraphModule, options: Options, denied: Mapping[str, str] | None = None) -> Lowered:
@@ -138,7 +151,8 @@ class _Reader:
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         meta = node.meta.get("val")
         if not isinstance(node.target, torch._ops.OpOverload):
-            return node.target(*args, **kwargs)  # arithmetic on sizes
+            target: Any = node.target
+            return target(*args, **kwargs)  # arithmetic on sizes
         self.total += 1
         try:
             value = self.by_rule(node, meta, args, kwargs)
@@ -156,16 +170,17 @@ class _Reader:
         return self.extern(node, meta, args, kwargs, reason)
 
     def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        target: Any = node.target
         if node.name in self.denied:
             raise NotLowered(self.denied[node.name])
-        packet = str(node.target._schema.name).replace("::", ".")
+        packet = str(target._schema.name).replace("::", ".")
         lowering = RULES.get(packet)
         if lowering is None:
             raise NotLowered(f"no rule for {packet}")
-        if node.target._schema.overload_name in ("out", "dtype_out", "names") or node.target._schema.is_mutable:
+        if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
-        used = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
+        used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
         value = lowering(Context(self.b, meta, used), *args, **kwargs)
         return self.conforming(packet, value, meta)
 
@@ -195,7 +210,9 @@ class _Reader:
                 continue
             shape, dtype = tuple(int(s) for s in want.shape), DTYPE_NAMES[want.dtype]
             if got.shape != shape or got.dtype != dtype:
-                raise NotLowered(f"the rule of {packet} gave {got.dtype}{list(got.shape)}, ATen {dtype}{list(shape)}")
+                raise NotLowered(
+                    f"the rule of {packet} gave {got.dtype}{list(got.shape)}, ATen {dtype}{list(shape)}"
+                )
         return value
 
     def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
@@ -203,7 +220,9 @@ class _Reader:
         for m in metas:
             symbolic = isinstance(m, torch.Tensor) and any(isinstance(s, torch.SymInt) for s in m.shape)
             if symbolic or isinstance(m, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
-                raise RollerError(f"{node.target} ({node.name}) gives sizes or numbers that depend on tensor values")
+                raise RollerError(
+                    f"{node.target} ({node.name}) gives sizes or numbers that depend on tensor values"
+                )
         results = tuple(
             self.b.extern(None, i, [int(s) for s in m.shape], _dtype(m), [int(s) for s in m.stride()])
             if isinstance(m, torch.Tensor) else None

@@ -48,7 +48,9 @@ def parse_options(mode: str | None, options: Mapping[str, Any] | None) -> Option
     the wrong type.
     """
     if mode is not None and mode not in MODES:
-        raise OptionError(f"unknown mode {mode!r} for backend 'roller'{_closest(mode, MODES)}; one of {list(MODES)}")
+        raise OptionError(
+            f"unknown mode {mode!r} for backend 'roller'{_closest(mode, MODES)}; one of {list(MODES)}"
+        )
     values = dict(options or {})
     fields = {f.name: f for f in dataclasses.fields(Options)}
     for name, value in values.items():
@@ -75,7 +77,11 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
     if value is None and "None" in kinds:
         return
     for kind in kinds:
-        if kind in allowed and isinstance(value, allowed[kind]) and (kind != "int" or not isinstance(value, bool)):
+        if (
+            kind in allowed
+            and isinstance(value, allowed[kind])
+            and (kind != "int" or not isinstance(value, bool))
+        ):
             return
     raise OptionError(f"option {name!r} is {value!r} ({type(value).__name__}); expected {annotation}")
 

@@ -169,7 +169,7 @@ def _table(report: Report, kernels: list[KernelReport]) -> str:
 
 
 def _kernel(report: Report, k: KernelReport, number: int) -> str:
-    origins = "".join(f"<li><code>{escape(o)}</code></li>" for o in k.expr.source)
+    origins = "".join(f"<li><code>{escape(o)}</code></li>" for o in k.origins)
     fused = f"<h3>fused from</h3><ul>{origins}</ul>" if origins else ""
     expression = f'<details class="plain"><summary>tensor expression</summary><pre>{escape(str(k.expr))}</pre></details>'
     source = (

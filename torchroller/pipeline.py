@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch import fx
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
+from .emit.common import indirect
 from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
-from .fuse import Fused, Group, fuse, strided_view
+from .fuse import fuse
 from .graph import Node, base_of
+from .groups import Fused, Group, strided_view
 from .kernel import CompiledKernel, cache_dir, compile_all, executor_for
 from .lower import ExternCall, Lowered, lower
 from .options import Options
@@ -53,9 +55,12 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
     for step in fused.steps:
         if isinstance(step, Group):
             with _blame(step):
-                kernels[step] = build(step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step))
+                kernels[step] = build(
+                    step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step)
+                )
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
+    checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
     choices: dict[Any, Choice] = {}
     picks: dict[Group, Choice] = {}
     for group, kernel in kernels.items():
@@ -64,7 +69,8 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         if key not in choices:
             with _blame(group):
                 choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
-                                      measure=options.measure)  # fmt: skip
+                                      measure=options.measure,
+                                      check=checked and indirect(kernel.expr))  # fmt: skip
         picks[group] = choices[key]
     owners = {c: group for group, c in picks.items()}
     built: dict[Choice, CompiledKernel] = {}
@@ -84,17 +90,42 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         names = list(kernel.buffers)
         for layout in choice.source.packs:
             at = int(layout.tensor[1:])
-            key = (names[at], layout.n_shape, layout.n_strides, layout.k, layout.k_stride, layout.offset, layout.block)
-            if key not in packed:
+            layout_key = (
+                names[at],
+                layout.n_shape,
+                layout.n_strides,
+                layout.k,
+                layout.k_stride,
+                layout.offset,
+                layout.block,
+            )
+            if layout_key not in packed:
                 name = f"packed{len(packed)}"
-                packed[key] = PackedWeight(name, names[at], layout)
+                packed[layout_key] = PackedWeight(name, names[at], layout)
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
-            names[at] = packed[key].name
+            names[at] = packed[layout_key].name
+        if choice.source.flags:
+            buffers.setdefault("errors", BufferSpec("errors", "flag", 1, "int32"))
+            names.append("errors")
         writes = tuple(names[int(t[1:])] for t in kernel.outputs)
         steps.append(Launch(built[choice], tuple(names), writes, kernel.expr, choice.search, choice.chosen,
                             choice.measured_s))  # fmt: skip
+    if options.dump_dir:
+        _dump(options.dump_dir, steps)
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
-    return make_plan(steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device)
+    return make_plan(
+        steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
+    )
+
+
+def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
+    """Writes every launch's Triton text (its tensor expression stands in the comments) in order of execution."""
+    at = Path(directory)
+    at.mkdir(parents=True, exist_ok=True)
+    first = len(list(at.glob("*.py")))
+    for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
+        source = step.kernel.source
+        (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
 
 
 @contextlib.contextmanager
@@ -110,18 +141,21 @@ def _blame(group: Group) -> Iterator[None]:
 
 
 def _origins(group: Group) -> frozenset[str]:
-    found: set[str] = set()
+    return frozenset(n.origin for n in _members(group) if n.origin)
+
+
+def _members(group: Group) -> list[Node]:
+    """What a kernel computes, inline values included, in the order of the graph."""
     stack = list(group.index)
     seen: set[Node] = set(stack)
-    while stack:  # inline values are part of the kernel too
+    while stack:
         node = stack.pop()
-        if node.origin:
-            found.add(node.origin)
         for a in (*node.args, *(i for i in node.index if isinstance(i, Node))):
-            if a not in seen and a.kind in ("view", "pointwise", "iota"):
+            inside = a.kind in ("view", "pointwise", "iota") or (a.kind == "gather" and node.kind != "gather")
+            if a not in seen and a not in group.tensors and inside:
                 seen.add(a)
                 stack.append(a)
-    return frozenset(found)
+    return sorted((n for n in seen if n.kind != "view"), key=lambda n: n.serial)
 
 
 @functools.lru_cache
@@ -131,14 +165,18 @@ def device_spec(device: torch.device) -> DeviceSpec:
         return cpu(torch.get_num_threads())
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return DeviceSpec.for_target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
-    return DeviceSpec.for_target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
+        return DeviceSpec.for_target(
+            "hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count
+        )
+    return DeviceSpec.for_target(
+        "cuda", 10 * properties.major + properties.minor, properties.multi_processor_count
+    )
 
 
 def kernel_name(group: Group) -> str:
     """A name that says what is in the kernel, the same for equal kernels."""
     words: list[str] = []
-    for node in group.index:
+    for node in _members(group):
         word = re.sub(r"_?\d+$", "", node.origin) or node.fn or node.kind
         if word not in words:
             words.append(word)
@@ -171,14 +209,13 @@ def _view(node: Node, fused: Fused) -> TensorView:
 
 
 def _extern(call: ExternCall, fused: Fused) -> Extern:
-    swap = lambda v: _view(v, fused) if isinstance(v, Node) else v  # noqa: E731
+    swap: Any = lambda v: _view(v, fused) if isinstance(v, Node) else v  # noqa: E731
     args = fx.node.map_aggregate(call.args, swap)
     kwargs = fx.node.map_aggregate(call.kwargs, swap)
     results = tuple(
-        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides) for r in call.results
+        None if r not in fused.storage else TensorView(f"ext{r.serial}", r.dtype, r.shape, r.strides)
+        for r in call.results
     )
-    return Extern(call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where)
-
-
-def with_options(options: Options, **changes: Any) -> Options:
-    return dataclasses.replace(options, **changes)
+    return Extern(
+        call.target, tuple(args), dict(kwargs), results, call.is_tuple, call.reason, call.name, call.where
+    )

@@ -9,7 +9,6 @@ that overlap (threads, re-entry) get one each.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +24,14 @@ from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
 from .search import Construction
+from .weights import Packed
 
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """A buffer of the plan. kind: input, constant, temporary, output, extern or packed."""
+    """A buffer of the plan. kind: input, constant, temporary, output, extern, packed or flag."""
 
     name: str
     kind: str
@@ -118,7 +118,7 @@ class ExecutionPlan:
     arena_bytes: int = 0
     pools: tuple[OutputPool, ...] = ()
     free: list[_Instance] = field(default_factory=list)
-    weights: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Packed] = field(default_factory=dict)
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -127,6 +127,20 @@ class ExecutionPlan:
     @property
     def externs(self) -> tuple[Extern, ...]:
         return tuple(s for s in self.steps if isinstance(s, Extern))
+
+    def index_error(self) -> str:
+        """What to say when an index was out of range: the kernels that check, with their operators."""
+        where = [
+            f"{x.kernel.source.name} (from {', '.join(x.expr.source)})"
+            for x in self.launches
+            if x.kernel.source.flags
+        ]
+        return (
+            "index out of range in one of the kernels "
+            + "; ".join(where)
+            + ". Look for an embedding, index or gather "
+            "whose index is negative or not below the size of the indexed dimension; run eagerly to see the line."
+        )
 
     def __call__(self, args: list[Any]) -> list[Any]:
         try:
@@ -139,10 +153,14 @@ class ExecutionPlan:
             self.free.append(instance)
 
     def __str__(self) -> str:
-        lines = [f"plan: {len(self.launches)} launches, {len(self.externs)} extern calls, arena {self.arena_bytes} bytes"]
+        lines = [
+            f"plan: {len(self.launches)} launches, {len(self.externs)} extern calls, arena {self.arena_bytes} bytes"
+        ]
         for step in self.steps:
             if isinstance(step, Launch):
-                lines.append(f"  {step.kernel.source.name}({', '.join(step.buffers)}) -> {', '.join(step.writes)}")
+                lines.append(
+                    f"  {step.kernel.source.name}({', '.join(step.buffers)}) -> {', '.join(step.writes)}"
+                )
             else:
                 lines.append(f"  extern {step}")
         return "\n".join(lines)
@@ -226,12 +244,17 @@ class _Instance:
         self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}
         for name, tensor in plan.constants.items():
             self.fixed[name] = tensor.data_ptr()
+        self.flag = torch.zeros(1, dtype=torch.int32)
+        self.flagged = self.flag.numpy() if "errors" in plan.buffers else None
+        if self.flagged is not None:
+            self.fixed["errors"] = self.flag.data_ptr()
         self.moving = [b for b in plan.buffers.values() if b.name not in self.fixed]
         self.slot = {b.name: i for i, b in enumerate(self.moving)}
         self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
         self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
         self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
+        self.in_use: dict[str, Packed] = {}
         self.segments = self.native_segments() if plan.executor.native else self.steps()
 
     # ---- native launches: blocks are made once, addresses that move are written in before each run ----
@@ -263,7 +286,7 @@ class _Instance:
             storages[slot] = storage
             addresses[slot] = storage.data_ptr()
         for slot, packed in self.packs:
-            addresses[slot] = self.packed_address(packed, args)
+            addresses[slot] = self.packed_weight(packed, args).data_ptr()
         results: dict[str, torch.Tensor] = {}
         for step in self.segments:
             if isinstance(step, _Segment):
@@ -273,29 +296,36 @@ class _Instance:
             else:
                 tensors = [self.flat(name, args, storages, results) for name in step.buffers]
                 plan.executor.launch(step.kernel, tensors)
+        if self.flagged is not None and self.flagged[0]:
+            self.flagged[0] = 0
+            raise IndexError(plan.index_error())
         made = [self.output(o, args, storages, results) for o in plan.outputs]
         args.clear()
         return made
 
-    def packed_address(self, packed: PackedWeight, args: list[Any]) -> int:
+    def packed_weight(self, packed: PackedWeight, args: list[Any]) -> torch.Tensor:
         spec = self.plan.buffers[packed.source]
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
         if source.is_inference():
             raise UntrackedWeight(f"input {packed.source} is an inference tensor, which keeps no version")
-        key = (source.data_ptr(), source._version)
         have = self.plan.weights.get(packed.name)
-        if have is None or have[0] != key:
-            have = (key, pack(source, packed.pack))
+        if have is None or not have.current(source):
+            have = Packed.of(source, packed.pack)
             self.plan.weights[packed.name] = have
-        return have[1].data_ptr()
+        self.in_use[packed.name] = have  # another call may replace the plan's entry while this one runs
+        return have.tensor
 
-    def flat(self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+    def flat(
+        self, name: str, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> torch.Tensor:
         """A tensor whose data pointer is the buffer's, for executors that want tensors."""
         spec = self.plan.buffers[name]
         tensor = self.view(TensorView(name, spec.dtype, (1,), (1,)), args, storages, results)
         return tensor.view(torch.int8) if tensor.dtype == torch.bool else tensor
 
-    def view(self, v: TensorView, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> torch.Tensor:
+    def view(
+        self, v: TensorView, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> torch.Tensor:
         spec = self.plan.buffers[v.buffer]
         if spec.kind == "input":
             source = args[spec.number]
@@ -304,7 +334,9 @@ class _Instance:
         elif spec.kind == "extern":
             source = results[v.buffer]
         elif spec.kind == "packed":
-            return self.plan.weights[v.buffer][1]
+            return self.in_use[v.buffer].tensor
+        elif spec.kind == "flag":
+            return self.flag
         else:
             if spec.kind == "output":
                 storage, start = storages[self.slot[v.buffer]], 0
@@ -315,7 +347,9 @@ class _Instance:
             return source
         return torch.as_strided(source.detach(), v.shape, v.strides, source.storage_offset() + v.offset)
 
-    def extern(self, step: Extern, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> None:
+    def extern(
+        self, step: Extern, args: list[Any], storages: dict[int, Any], results: dict[str, Any]
+    ) -> None:
         get = lambda v: self.view(v, args, storages, results)  # noqa: E731
         with torch.no_grad():
             value = step.target(*_map(step.args, get), **_map(step.kwargs, get))
@@ -347,7 +381,9 @@ class _Segment:
     """Consecutive native launches. Their blocks lie in one array, so that all moving addresses are written at once."""
 
     def __init__(self, owner: _Instance, launches: Sequence[Launch]) -> None:
-        plan, utils = owner.plan, owner.plan.executor.driver.utils
+        plan = owner.plan
+        executor: Any = plan.executor  # a native one
+        utils = executor.driver.utils
         pieces, self.keep = [], []
         where: list[int] = []
         what: list[int] = []
@@ -355,9 +391,8 @@ class _Segment:
         at = 0
         for launch in launches:
             args = [owner.fixed.get(name, 0) for name in launch.buffers]
-            extra = _scratch(launch, utils)
-            block = utils.pack_block((launch.kernel.source.grid, 1, 1), args, launch.kernel.source.signature, **extra[0])
-            self.keep += [extra[1], launch.kernel.handle]
+            block, memory = executor.block(launch.kernel, args)
+            self.keep += [memory, launch.kernel.handle]
             data = np.frombuffer(bytes(block), np.uint64)
             starts.append(at)
             for i, name in enumerate(launch.buffers):
@@ -370,39 +405,10 @@ class _Segment:
         self.where, self.what = np.array(where, np.intp), np.array(what, np.intp)
         base = self.blocks.ctypes.data
         n = len(launches)
-        self.entries = (ctypes.c_void_p * n)(*(plan.executor.entry(x.kernel) for x in launches))
+        self.entries = (ctypes.c_void_p * n)(*(executor.entry(x.kernel) for x in launches))
         self.pointers = (ctypes.c_void_p * n)(*(base + 8 * s for s in starts))
         self.count, self.call = n, utils.run_many
 
     def run(self, addresses: np.ndarray) -> None:
         self.blocks[self.where] = addresses[self.what]
         self.call(self.count, self.entries, self.pointers)
-
-
-def _scratch(launch: Launch, utils: Any) -> tuple[dict[str, Any], Any]:
-    """Scratch memory of a kernel that needs it: threads x stride bytes, owned by this instance."""
-    metadata = launch.kernel.handle.metadata
-    need = int(metadata["scratch_bytes"] if isinstance(metadata, dict) else metadata.scratch_bytes)
-    if not need:
-        return {}, None
-    stride = -(-need // 64) * 64
-    memory = allocate(stride * torch.get_num_threads(), torch.device("cpu"))
-    return {"scratch": memory.data_ptr(), "scratch_bytes": need}, memory
-
-
-def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
-    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
-    dtype = TORCH_DTYPES[layout.dtype]
-    with torch.no_grad():
-        matrix = torch.as_strided(source.detach(), (layout.k, *layout.n_shape), (layout.k_stride, *layout.n_strides),
-                                  source.storage_offset() + layout.offset).reshape(layout.k, layout.n)  # fmt: skip
-        tiles = math.ceil(layout.n / layout.block)
-        if tiles * layout.block == layout.n:
-            return matrix.view(layout.k, tiles, layout.block).permute(1, 0, 2).contiguous()
-        out = torch.zeros(tiles, layout.k, layout.block, dtype=dtype, device=source.device)
-        whole = layout.n // layout.block
-        out[:whole] = matrix[:, : whole * layout.block].reshape(layout.k, whole, layout.block).permute(1, 0, 2)
-        out[whole, :, : layout.n - whole * layout.block] = matrix[:, whole * layout.block :]
-    return out
-
-

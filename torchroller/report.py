@@ -32,6 +32,7 @@ class KernelReport:
     """One kernel of ours. `calls` is how often a run of the model launches it.
 
     measured_s: seconds of each ranked rProgram in `construction`, where they were measured
+    origins: FX nodes of the first such kernel, with the user's line where it is known
     """
 
     name: str
@@ -42,6 +43,7 @@ class KernelReport:
     calls: int = 1
     measured_s: tuple[float, ...] | None = None
     cached: bool = False
+    origins: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -62,7 +64,7 @@ class KernelReport:
     def __str__(self) -> str:
         times = f" x {self.calls}" if self.calls > 1 else ""
         lines = [f"{self.name}{times}"]
-        lines += [f"  from {origin}" for origin in self.expr.source]
+        lines += [f"  from {origin}" for origin in self.origins]
         if self.program is None:
             lines.append("  tiles: a plain choice, nothing was searched")
             return "\n".join(lines)
@@ -214,7 +216,7 @@ def _kernel_dict(k: KernelReport) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": k.name,
         "calls": k.calls,
-        "from": list(k.expr.source),
+        "from": list(k.origins),
         "expression": str(k.expr),
         "flops": k.flops,
         "cached": k.cached,
@@ -263,7 +265,10 @@ def explain(
     kwargs:  keyword arguments of the model; `options` go to the backend, `mode` to torch.compile
     The model runs under the caller's grad mode: a training graph shows its forward pass, and its backward
     pass once that has run. Compiled code of earlier torch.compile calls is dropped (torch._dynamo.reset).
+    Raises ValueError when both a mode and options are given, which torch.compile does not take.
     """
+    if mode is not None and options:
+        raise ValueError(f"mode {mode!r} and options {sorted(options)} exclude each other in torch.compile")
     import torch
 
     from torchroller import backend
@@ -271,11 +276,7 @@ def explain(
 
     torch._dynamo.reset()
     before = {id(p) for p in backend.last_plans()}
-    compiled: Any = (
-        torch.compile(model, backend="roller", mode=mode)
-        if mode
-        else torch.compile(model, backend="roller", options=options or None)
-    )
+    compiled: Any = torch.compile(model, backend=backend.roller, mode=mode, options=options or None)
     call_with = kwargs or {}
     start = time.perf_counter()
     compiled(*inputs, **call_with)
@@ -287,7 +288,9 @@ def explain(
         timed = dict(zip(("call_s", "eager_s"), _medians(pair)))
     device = device_of(plans)
     title = name or str(getattr(model, "__name__", type(model).__name__))
-    return collect(plans, device, title, compile_s=compile_s, versions=_versions(), **timed)
+    return collect(
+        plans, device, title, backend.traces_of, compile_s=compile_s, versions=_versions(), **timed
+    )
 
 
 def last_report(name: str = "model") -> Report:
@@ -296,18 +299,19 @@ def last_report(name: str = "model") -> Report:
     from torchroller.collect import collect
 
     plans = backend.last_plans()
-    return collect(plans, device_of(plans), name, versions=_versions())
+    return collect(plans, device_of(plans), name, backend.traces_of, versions=_versions())
 
 
 def device_of(plans: Sequence[Any]) -> DeviceSpec:
     """The spec that the kernels of these plans were searched for; this CPU where there are none."""
     from torchroller.device import cpu
 
-    if not plans:
+    devices = [p.device for p in plans if hasattr(p, "device")]  # a plan that calls ATen throughout has none
+    if not devices:
         return cpu()
     from torchroller.pipeline import device_spec
 
-    return device_spec(plans[0].device)
+    return device_spec(devices[0])
 
 
 def _medians(calls: Sequence[Callable[[], Any]], rounds: int = 7) -> list[float]:

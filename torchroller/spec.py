@@ -9,6 +9,7 @@ device, write one spec (docs/recipes/add_a_device.md).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 KiB = 1024
@@ -85,6 +86,11 @@ class DeviceSpec:
     skew: float  # how much longer the unluckiest unit takes for one program (noise, other processes)
     raster_group: int = 1  # programs along the first axis that emitters order together for cache reuse
     source: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between any two specs: for keys of caches whose content depends on the device."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
     def is_cpu(self) -> bool:

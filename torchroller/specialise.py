@@ -28,7 +28,9 @@ def is_symbolic(gm: fx.GraphModule) -> bool:
         meta = node.meta.get("val")
         if isinstance(meta, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return True
-        if isinstance(meta, torch.Tensor) and any(isinstance(s, torch.SymInt) for s in (*meta.shape, *meta.stride())):
+        if isinstance(meta, torch.Tensor) and any(
+            isinstance(s, torch.SymInt) for s in (*meta.shape, *meta.stride())
+        ):
             return True
     return False
 

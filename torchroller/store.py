@@ -38,7 +38,7 @@ def key_of(*parts: object) -> str:
     """Name of an entry: a digest of everything that the kernel depends on."""
     digest = hashlib.sha256()
     for part in (*parts, _code_digest()):
-        digest.update(str(part).encode())
+        digest.update(repr(part).encode())  # not str: a TensorExpr prints without its strides
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -54,8 +54,8 @@ def read(directory: Path, key: str) -> Entry | None:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         source = header["source"]
-        packs = tuple(Pack(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()}) for p in source.pop("packs"))
-        built = TritonSource(**{k: tuple(v) if isinstance(v, list) else v for k, v in source.items()}, packs=packs)
+        packs = tuple(Pack(**_tuples(p)) for p in source.pop("packs"))
+        built = TritonSource(**_tuples(source), packs=packs)
         measured = tuple(header["measured_s"]) if header["measured_s"] is not None else None
         return Entry(built, data[8 + length :], header["metadata"], header["chosen"], measured)
     except (OSError, ValueError, KeyError, TypeError):
@@ -76,6 +76,11 @@ def write(directory: Path, key: str, entry: Entry) -> None:
     except OSError:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _tuples(fields: dict[str, Any]) -> Any:
+    """JSON has lists where the dataclasses have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 @functools.lru_cache

@@ -176,7 +176,9 @@ def substitute(index: Index, name: str, hi: str, lo: str, inner: int) -> Index:
     return tuple(out)
 
 
-def reshaped_strides(shape: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> tuple[int, ...] | None:
+def reshaped_strides(
+    shape: Sequence[int], strides: Sequence[int], new: Sequence[int]
+) -> tuple[int, ...] | None:
     """Strides of shape `new` over memory laid out as (shape, strides), or None where a copy is needed."""
     runs: list[list[int]] = []  # (size, stride) of maximal runs that are walked as one
     for size, stride in zip(shape, strides):

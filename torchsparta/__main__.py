@@ -1,4 +1,5 @@
-"""`python -m torchsparta report | convert`: look at a sparse model's file, make one from a program and masks."""
+"""`python -m torchsparta report | convert`: look at a sparse model's file, make one from a program and
+masks."""
 
 from __future__ import annotations
 

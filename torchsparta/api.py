@@ -66,10 +66,14 @@ def sparsify(
     """A model that computes what the masked model computes, without what the masks made superfluous.
 
     model: left as it is. tesa: from `from_nni` and the other readers (their raw dictionaries are taken too).
-    example_inputs: a tuple; the result takes inputs of these shapes, or of the sizes that `dynamic_shapes` (as in
-    torch.export) leaves open. trainable: masks stay fixed while weights are fine-tuned; constants of parameters are
-    then not folded. device: where the result goes. shrink=False: only masks, no smaller shapes. verify: build it in
-    float64 as well and compare with the masked model there. chooser: replaces `torchsparta.transform.choose`.
+    example_inputs: a tuple; the result takes inputs of these shapes, or of the sizes that `dynamic_shapes`
+    (as in torch.export) leaves open. trainable: masks stay fixed while weights are fine-tuned; constants of
+    parameters are then not folded. device: where the result goes. shrink=False: only masks, no smaller
+    shapes. verify: build it in float64 as well and compare with the masked model there. chooser: replaces
+    `torchsparta.transform.choose`.
+
+    The graph is that of eval mode: dropout is gone and batch norms use their running statistics, with
+    trainable too.
 
     Raises MaskError, ModelMismatch, CaptureError; VerificationError if verify finds a difference.
     """
@@ -94,7 +98,8 @@ def sparsify_(
     example_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """`sparsify` in place: `model` itself becomes the sparse model and is returned; its dense weights are freed."""
+    """`sparsify` in place: `model` itself becomes the sparse model and is returned; its dense weights are
+    freed."""
     fast = sparsify(model, tesa, example_inputs, example_kwargs, **options)
     for name in list(model._modules):
         del model._modules[name]
@@ -128,19 +133,19 @@ def as_tesa(tesa: Any) -> ModelTeSA:
 
 
 def attach(model: nn.Module, tesa: Mapping[str, Any]) -> nn.Module:
-    """Fix masks to `model` (in place): it becomes the masked model and `torch.compile(backend="sparta")` finds them.
+    """Fix masks to `model` (in place): it becomes the masked model and `torch.compile(backend="sparta")`
+    finds them.
 
     Zeros are written into the weights; the TeSA is kept in `model.sparta_tesa`.
     """
     given = with_default_bits(validate(model, as_tesa(tesa)), model)
     masked_model(model, given, inplace=True)
     model.sparta_tesa = given  # type: ignore[assignment]
-    stored = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    stored: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    stored.update(model.named_buffers(remove_duplicate=False))
     for name, t in given.items():
         if name in stored:
-            stored[name].sparta_tesa = t  # type: ignore[attr-defined]
+            stored[name].sparta_tesa = t
     return model
 
 
@@ -168,8 +173,10 @@ def verify_exact(
         worst = difference(masked(*inputs, **kwargs), fast(*inputs, **kwargs))
     if not worst <= tolerance:
         raise VerificationError(
-            f"in float64 the sparse {type(model).__name__} differs from the masked one by {worst:.3g} of its largest "
-            f"output (allowed: {tolerance:.0e}). This is a fault of torchsparta: please report it with the model "
+            f"in float64 the sparse {type(model).__name__} differs from the masked one by {worst:.3g} of "
+            "its largest "
+            f"output (allowed: {tolerance:.0e}). This is a fault of torchsparta: please report it with the "
+            "model "
             "and masks; sparsify(..., shrink=False) avoids the smaller shapes"
         )
     return worst
@@ -181,7 +188,8 @@ def difference(expected: Any, found: Any) -> float:
     b = [t for t in tree_flatten(found)[0] if isinstance(t, Tensor)]
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b)):
         raise VerificationError(
-            f"outputs differ in number or shape: {[tuple(t.shape) for t in a]} and {[tuple(t.shape) for t in b]}"
+            f"outputs differ in number or shape: {[tuple(t.shape) for t in a]} and "
+            f"{[tuple(t.shape) for t in b]}"
         )
     worst = 0.0
     for x, y in zip(a, b):

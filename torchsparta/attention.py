@@ -233,7 +233,8 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-            out = masked_attention(*inputs, ctx.pattern.dense_mask().to(inputs[0].device), ctx.scale)
+            q, k, v = inputs
+            out = masked_attention(q, k, v, ctx.pattern.dense_mask().to(q.device), ctx.scale)
         return (*torch.autograd.grad(out, inputs, grads[0]), None, None)
 
 
@@ -278,7 +279,7 @@ class SparseAttention(nn.Module):
     def _on(self, device: torch.device) -> AttentionPattern:
         if self.pattern.begin.device != device:
             moved = {name: t.to(device) for name, t in self.pattern.tensors().items()}
-            self.pattern = replace(self.pattern, **moved)
+            self.pattern = replace(self.pattern, **moved)  # type: ignore[arg-type]
         return self.pattern
 
     def extra_repr(self) -> str:

@@ -1,8 +1,8 @@
 """`torch.compile(model, backend="sparta")`: sparsify, then compile with torchroller if it is there.
 
-Masks come with the model: `torchsparta.attach(model, tesa)` writes them on its parameters. Parameters without a mask
-count as dense. The backend is for inference: the values of parameters at compile time are built in, and a change of
-one (an optimizer step, load_state_dict) makes it build again at the next call.
+Masks come with the model: `torchsparta.attach(model, tesa)` writes them on its parameters. Parameters without
+a mask count as dense. The backend is for inference: the values of parameters at compile time are built in,
+and a change of one (an optimizer step, load_state_dict) makes it build again at the next call.
 """
 
 from __future__ import annotations
@@ -35,19 +35,23 @@ class _Lifted(nn.Module):
 
     def forward(self, *dynamic: Any) -> Any:
         rest = iter(dynamic)
-        args = [getattr(self, self.positions[i]) if i in self.positions else next(rest) for i in range(self.count)]
+        args = [
+            getattr(self, self.positions[i]) if i in self.positions else next(rest) for i in range(self.count)
+        ]
         return self.graph_module(*args)
 
 
 def sparta(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The torch.compile backend. options: {"inner": "roller" | "eager"}; default roller if torchroller has it."""
+    """The torch.compile backend. options: {"inner": "roller" | "eager"}; default roller if torchroller has
+    it."""
     options = dict(options or {})
     inner = options.pop("inner", None)
     if options or inner not in (None, "roller", "eager"):
         raise SpartaError(
-            f"unknown options for backend 'sparta': {options or {'inner': inner}}; it takes inner='roller' or 'eager'"
+            f"unknown options for backend 'sparta': {options or {'inner': inner}}; it takes inner='roller' "
+            "or 'eager'"
         )
     static = {
         i: x
@@ -69,7 +73,11 @@ class _Compiled:
     """Callable with the graph's inputs, parameters included; rebuilds when a parameter was written to."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, static: dict[int, Tensor], dynamic: tuple[Tensor, ...], inner: str | None
+        self,
+        graph_module: fx.GraphModule,
+        static: dict[int, Tensor],
+        dynamic: tuple[Tensor, ...],
+        inner: str | None,
     ):
         self.graph_module, self.static, self.inner = graph_module, static, inner
         self.state: list[tuple[int, int]] = []
@@ -99,7 +107,9 @@ class _Compiled:
         return self.fast(*dynamic)
 
 
-def _compile_inner(fast: fx.GraphModule, dynamic: tuple[Tensor, ...], inner: str | None) -> Callable[..., Any]:
+def _compile_inner(
+    fast: fx.GraphModule, dynamic: tuple[Tensor, ...], inner: str | None
+) -> Callable[..., Any]:
     if inner == "eager":
         return fast
     try:

@@ -1,9 +1,10 @@
 """One ATen graph of a model: `capture`.
 
-`torch.export` is used, without decompositions but functionalised: it keeps the names of parameters (masks are by
-name), knows pytrees in and out (transformers' outputs), is what transformers itself is tested with, refuses what
-it cannot trace instead of guessing, and leaves linear, convolution, layer_norm and attention whole, which is the
-level at which sparsity has rules. `make_fx` loses names and pytrees; a joint (AOT) graph is lower than needed.
+`torch.export` is used, without decompositions but functionalised: it keeps the names of parameters (masks are
+by name), knows pytrees in and out (transformers' outputs), is what transformers itself is tested with,
+refuses what it cannot trace instead of guessing, and leaves linear, convolution, layer_norm and attention
+whole, which is the level at which sparsity has rules. `make_fx` loses names and pytrees; a joint (AOT) graph
+is lower than needed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def capture(
     """
     if not isinstance(example_inputs, tuple):
         raise CaptureError(
-            f"example_inputs must be a tuple of the positional arguments, got {type(example_inputs).__name__}; "
+            "example_inputs must be a tuple of the positional arguments, got "
+            f"{type(example_inputs).__name__}; "
             "for one tensor pass (x,)"
         )
     modes = {m: m.training for m in model.modules()}
@@ -68,10 +70,13 @@ def capture(
             program = program.run_decompositions({})
             module = program.module(check_guards=False)
     except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        advice = "Rewrite data-dependent control flow (torch.cond, torch.where) or keep it outside the model."
+        if "Cache" in str(error):
+            advice = "The model returns a cache of keys and values: set model.config.use_cache = False."
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__} as one graph: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
-            "Data-dependent control flow must be rewritten (torch.cond, torch.where) or kept outside the model."
+            f"torch.export could not capture {type(model).__name__} as one graph: "
+            f"{type(error).__name__}: {reason}\n{advice}"
         ) from error
     finally:
         for m, training in modes.items():
@@ -94,7 +99,7 @@ def _loosen(module: fx.GraphModule) -> None:
 
 
 def packet_name(target: Any) -> str:
-    """"add" for torch.ops.aten.add.Tensor; the function's name for anything else."""
+    """ "add" for torch.ops.aten.add.Tensor; the function's name for anything else."""
     schema = getattr(target, "_schema", None)
     if schema is not None:
         namespace, _, name = schema.name.partition("::")
@@ -107,7 +112,9 @@ def concrete(size: Any) -> int:
     if isinstance(size, torch.SymInt):
         hint = size.node.hint
         if hint is None:
-            raise CaptureError(f"size {size} depends on data; torchsparta needs shapes that follow from the inputs")
+            raise CaptureError(
+                f"size {size} depends on data; torchsparta needs shapes that follow from the inputs"
+            )
         return int(hint)
     return int(size)
 

@@ -43,6 +43,9 @@ SHIPPED_EFFICIENCY = {
 }  # fmt: skip
 """Share of the float32 vector peak that each class reaches: measured with AVX-512 on Emerald Rapids, two cores."""
 
+PATCH_FACTOR = 2.0
+"""Panel elements of a k x k convolution cost about twice those of a matrix: their loads are gathers under a mask."""
+
 VERSION = 2
 
 
@@ -103,8 +106,12 @@ def time_of(
     rates: Rates,
     group: int,
     integer: bool = False,
+    panel_factor: float = 1.0,
 ) -> float:
-    """Predicted seconds of one specialised layer on `images` times `m` tokens."""
+    """Predicted seconds of one specialised layer on `images` times `m` tokens.
+
+    panel_factor: cost of a panel element against that of a plain matrix (patches of an image are gathered).
+    """
     n, k = shape
     if works[0][0].startswith("dot"):
         kind, work = works[0]
@@ -116,7 +123,7 @@ def time_of(
     tokens = tokens_per_panel(m, group)
     panels = -(-m // tokens) * images
     padded = panels * tokens
-    per_column = rates.panel_s + (rates.quantise_s if integer else 0.0)
+    per_column = panel_factor * rates.panel_s + (rates.quantise_s if integer else 0.0)
     total = 2 * rates.launch_s + padded * (per_column * round_up(k + 1, 64) + rates.epilogue_s * n)
     for kind, work in works:
         total += rates.mac(kind) * work.macs * padded + rates.list_s * work.lists * panels
@@ -152,9 +159,19 @@ def shipped_rates(spec: DeviceSpec, threads: int) -> Rates:
     mac_s = {kind: 2.0 / (peak * e) for kind, e in SHIPPED_EFFICIENCY.items()}
     moved = 1.0e-10 / max(1, threads) if spec.is_cpu else 8.0 / spec.dram.bandwidth_bytes_per_s
     return Rates(
-        spec.name, threads, spec.launch_s + spec.fork_s + 4e-6, 2 * moved, 2 * moved, moved / 4, 4 * moved, 4e-9 / max(1, threads), mac_s,
-        3e-6, 2.0 / (peak * 0.75), f"shipped efficiencies, peaks of {spec.name}",
-    )  # fmt: skip
+        device=spec.name,
+        threads=threads,
+        launch_s=spec.launch_s + spec.fork_s + 4e-6,
+        panel_s=2 * moved,
+        epilogue_s=2 * moved,
+        store_s=moved / 4,
+        quantise_s=4 * moved,
+        list_s=4e-9 / max(1, threads),
+        mac_s=mac_s,
+        dense_launch_s=3e-6,
+        dense_mac_s=2.0 / (peak * 0.9),
+        source=f"shipped efficiencies, peaks of {spec.name}",
+    )
 
 
 def cache_file() -> Path:

@@ -14,8 +14,19 @@ import torch
 from torch import Tensor
 
 from .cost import Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
-from .formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, SparseFormat, Tile, fits_nm
-from .formats.base import Work, runs_alive
+from .formats import (
+    NM,
+    Block,
+    Dense,
+    FineGrained,
+    Int4,
+    Quantized,
+    QuantizedInt8,
+    SparseFormat,
+    Tile,
+    fits_nm,
+)
+from .formats.base import Work
 from .specialise.rows import EXACT_COLUMNS
 
 BLOCKS = ((2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (4, 4), (8, 8), (16, 16), (32, 32))
@@ -90,7 +101,7 @@ def mixed_pack(block: tuple[int, int], least: int) -> Packer:
 
 def quantised_pack(inner: Packer, bits: int, scale: Tensor) -> Packer:
     """The same layout over int8 or int4 values with a given scale per row."""
-    cls = {8: QuantizedInt8, 4: Int4}[bits]
+    cls: type[Quantized] = {8: QuantizedInt8, 4: Int4}[bits]  # type: ignore[assignment]
 
     def pack(weight: Tensor, mask: Tensor) -> tuple[SparseFormat, ...]:
         q = torch.round(weight.double() / scale.double()[:, None]).to(torch.int8)
@@ -99,18 +110,33 @@ def quantised_pack(inner: Packer, bits: int, scale: Tensor) -> Packer:
     return pack
 
 
-def _block_counts(mask: Tensor, block: tuple[int, int]) -> Tensor:
-    """Alive elements of each block, on the grid of blocks that covers the padded weight."""
-    bm, bk = block
-    n, k = mask.shape
-    padded = torch.zeros(-(-n // bm) * bm, -(-k // bk) * bk, device=mask.device)
-    padded[:n, :k] = mask
-    return padded.view(-1, bm, padded.shape[1] // bk, bk).sum((1, 3))
+class _Counts:
+    """Alive elements of each block of a mask, for blocks of powers of two: each grid is halved from the one before."""
+
+    def __init__(self, mask: Tensor) -> None:
+        n, k = mask.shape
+        padded = torch.zeros(-(-n // 64) * 64, -(-k // 64) * 64, dtype=torch.int16, device=mask.device)
+        padded[:n, :k] = mask
+        self.total = int(mask.sum())
+        self.rows = int(mask.any(1).sum())
+        self._grids: dict[tuple[int, int], Tensor] = {(1, 1): padded}
+
+    def at(self, block: tuple[int, int]) -> Tensor:
+        """int16 [rows / bm, columns / bk] of the weight padded to multiples of 64."""
+        if block not in self._grids:
+            bm, bk = block
+            if bk > 1:
+                finer = self.at((bm, bk // 2))
+                self._grids[block] = finer[:, 0::2] + finer[:, 1::2]
+            else:
+                finer = self.at((bm // 2, 1))
+                self._grids[block] = finer[0::2] + finer[1::2]
+        return self._grids[block]
 
 
 def _blocks_with(mask: Tensor, block: tuple[int, int], least: int) -> Tensor:
     """bool [N, K]: elements of blocks that hold at least `least` alive ones."""
-    grid = _block_counts(mask, block) >= least
+    grid = _Counts(mask).at(block) >= least
     wide = grid.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return wide[: mask.shape[0], : mask.shape[1]]
 
@@ -119,21 +145,23 @@ def _work(macs: int, lists: int, group: int, runs: int, itemsize: int = 4) -> Wo
     return Work(macs, macs // group, lists, macs * itemsize + runs * ENTRY_BYTES, group, itemsize * 8)
 
 
-def _fine_work(mask: Tensor, itemsize: int) -> Work:
-    alive = int(mask.sum())
-    tile = fine_tile(mask.shape[1], alive / max(1, mask.numel()))
-    columns = tile.columns or mask.shape[1] or 1
-    lists = int(runs_alive(mask, 1, columns, Tile()).sum())
-    padded = alive + lists // 2  # lists are padded to an even length
+def _fine_work(mask: Tensor, counts: _Counts, itemsize: int) -> Work:
+    n, k = mask.shape
+    density = counts.total / max(1, mask.numel())
+    columns = fine_tile(k, density).columns or max(1, k)
+    # Lists that hold anything, as if alive elements were scattered over the rows that have any.
+    within = counts.total / max(1, counts.rows * k)
+    lists = round(counts.rows * -(-k // columns) * (1 - (1 - min(1.0, within)) ** min(columns, k)))
+    padded = counts.total + lists // 2  # lists are padded to an even length
     return _work(padded, lists, 1, padded, itemsize)
 
 
-def _block_work(counts: Tensor, block: tuple[int, int], itemsize: int) -> Work:
-    alive = counts > 0
+def _block_work(grid: Tensor, block: tuple[int, int], itemsize: int) -> Work:
+    alive = grid > 0
     group = min(block[0], 8)
     per_block = block[0] // group
-    lists = int(alive.any(1).sum()) * per_block
-    blocks = int(alive.sum())
+    lists = int(torch.count_nonzero(alive.any(1))) * per_block
+    blocks = int(torch.count_nonzero(alive))
     return _work(blocks * block[0] * block[1], lists, group, blocks * per_block, itemsize)
 
 
@@ -145,18 +173,18 @@ class _Candidate:
     group: int
 
 
-def _dot_candidates(mask: Tensor, itemsize: int, suffix: str) -> list[_Candidate]:
+def _dot_candidates(mask: Tensor, counts: _Counts, itemsize: int, suffix: str) -> list[_Candidate]:
     n, k = mask.shape
     whole = _work(-(-n // 64) * 64 * k, 0, 64, 0, itemsize)
     found = [_Candidate("dense (tl.dot)", dense_dot_pack, (("dotdense" + suffix, whole),), 64)]
     for b in DOT_BLOCKS:
-        blocks = int((_block_counts(mask, (b, b)) > 0).sum())
+        blocks = int(torch.count_nonzero(counts.at((b, b))))
         work = _work(blocks * b * b, 0, b, blocks, itemsize)
         found.append(_Candidate(f"block {b}x{b} (tl.dot)", dot_pack(b), ((f"dot{b}{suffix}", work),), b))
     return found
 
 
-def _candidates(mask: Tensor, rates: Rates, itemsize: int, suffix: str, tokens: int) -> list[_Candidate]:
+def _candidates(mask: Tensor, counts: _Counts, rates: Rates, itemsize: int, suffix: str) -> list[_Candidate]:
     n, k = mask.shape
     rows = -(-n // BLOCK_TILE.rows) * BLOCK_TILE.rows
     found = [
@@ -167,31 +195,30 @@ def _candidates(mask: Tensor, rates: Rates, itemsize: int, suffix: str, tokens: 
             8,
         )
     ]
-    fine = _fine_work(mask, itemsize)
+    fine = _fine_work(mask, counts, itemsize)
     found.append(_Candidate("fine-grained", fine_pack, (("1" + suffix, fine),), 1))
     for block in BLOCKS:
         group = min(block[0], 8)
-        counts = _block_counts(mask, block)
-        work = _block_work(counts, block, itemsize)
+        grid = counts.at(block)
+        work = _block_work(grid, block, itemsize)
         kind = f"{group}{suffix}"
         found.append(_Candidate(f"block {block[0]}x{block[1]}", block_pack(block), ((kind, work),), group))
         if group < 2:
             continue
         ratio = rates.mac(kind) / rates.mac("1" + suffix)
         least = max(1, int(ratio * block[0] * block[1]) + 1)
-        inside = counts * (counts >= least)
-        if not 0 < int(inside.sum()) < int(counts.sum()):
+        inside = grid * (grid >= least)
+        rest = counts.total - int(inside.sum())
+        if not 0 < rest < counts.total:
             continue
-        rest = mask & ~_blocks_with(mask, block, least)
-        alive = int(rest.sum())
-        lists = int(rest.any(1).sum())
+        lists = min(counts.rows, rest)
         works = (
             (kind, _block_work(inside, block, itemsize)),
-            ("1" + suffix, _work(alive + lists // 2, lists, 1, alive, itemsize)),
+            ("1" + suffix, _work(rest + lists // 2, lists, 1, rest, itemsize)),
         )
         name = f"block {block[0]}x{block[1]} + fine-grained"
         found.append(_Candidate(name, mixed_pack(block, least), works, group))
-    if not suffix and fits_nm(mask, 2, 4) and int(mask.sum()) > mask.numel() // 4:
+    if not suffix and counts.total > mask.numel() // 4 and fits_nm(mask, 2, 4):
         macs = n * (-(-k // 4)) * 2
         found.append(_Candidate("2:4", nm_pack(2, 4), (("nm", _work(macs, n, 1, macs, itemsize)),), 1))
     return found
@@ -208,13 +235,14 @@ def cover(
     extra_s: float = 0.0,
     dots: bool = True,
     integer: bool = False,
+    panel_factor: float = 1.0,
 ) -> Cover:
     """The fastest predicted way to multiply `images` times `tokens` tokens by weight [N, K] with this mask.
 
     bits 8 or 4 with `scale` [N]: the weight is quantised; its values are stored as integers. extra_s: time that
     only the dense way spends, such as an activation that a specialised kernel fuses. dots=False leaves out the
     block-dot kernel, which convolutions cannot use. integer: int8 x int8 arithmetic (bits 8), input quantised per
-    token.
+    token. panel_factor: see `cost.time_of`.
     """
     rates = rates or rates_for(weight.device)
     n, k = weight.shape
@@ -224,14 +252,17 @@ def cover(
         raise ValueError("cover: integer arithmetic needs 8-bit weights and their scale")
     suffix = ("/i8" if integer else f"/int{bits}") if quantised else ""
     itemsize = 1 if quantised else weight.element_size()
-    options = _candidates(mask, rates, itemsize, suffix, tokens)
-    if integer:  # sums of more columns than this are not exact in the float32 that the row-group kernel adds in
+    counts = _Counts(mask)
+    options = _candidates(mask, counts, rates, itemsize, suffix)
+    if (
+        integer
+    ):  # sums of more columns than this are not exact in the float32 that the row-group kernel adds in
         options = [o for o in options if o.name == "fine-grained" or k <= EXACT_COLUMNS]
     if dots:
-        options += _dot_candidates(mask, itemsize, suffix)
+        options += _dot_candidates(mask, counts, itemsize, suffix)
     ways: list[tuple[Prediction, _Candidate | None]] = []
     for option in options:
-        time_s = time_of((n, k), option.works, tokens, images, rates, option.group, integer)
+        time_s = time_of((n, k), option.works, tokens, images, rates, option.group, integer, panel_factor)
         flops = 2 * sum(w.macs for _, w in option.works) * tokens * images
         nbytes = sum(w.storage_bytes for _, w in option.works)
         name = f"int{bits} {option.name}" if quantised else option.name
@@ -246,15 +277,15 @@ def cover(
     if not integer:
         ways.append((dense, None))
     ways.sort(key=lambda way: way[0].time_s)
-    best, option = ways[0]
+    best, chosen = ways[0]
     table = tuple(p for p, _ in ways)
-    share = float(mask.float().mean()) if mask.numel() else 1.0
+    share = counts.total / mask.numel() if mask.numel() else 1.0
     runner = f"; next: {ways[1][0].format}, {ways[1][0].time_s * 1e6:.0f} us" if len(ways) > 1 else ""
     head = f"{1 - share:.1%} pruned, {tokens * images} tokens: "
-    if option is None:
+    if chosen is None:
         why = head + f"stays dense, predicted {dense_s * 1e6:.0f} us{runner}"
         return Cover(None, dense_pack, table, why, dense_s)
-    packer = quantised_pack(option.packer, bits, scale) if quantised and scale is not None else option.packer
+    packer = quantised_pack(chosen.packer, bits, scale) if quantised and scale is not None else chosen.packer
     why = head + f"{best.format}, predicted {best.time_s * 1e6:.0f} us, dense {dense_s * 1e6:.0f} us{runner}"
     return Cover(packer(weight, mask), packer, table, why, dense_s)
 

@@ -74,8 +74,10 @@ def validate(model: nn.Module, tesa: Mapping[str, TeSA]) -> ModelTeSA:
     """
     if not isinstance(tesa, Mapping) or not all(isinstance(t, TeSA) for t in tesa.values()):
         raise MaskError(
-            f"expected a mapping of parameter names to TeSA, got {type(tesa).__name__}; masks of NNI become one "
-            "with torchsparta.from_nni(masks), those of torch.nn.utils.prune with torchsparta.from_torch_prune(model)"
+            f"expected a mapping of parameter names to TeSA, got {type(tesa).__name__}; masks of NNI become "
+            "one "
+            "with torchsparta.from_nni(masks), those of torch.nn.utils.prune with "
+            "torchsparta.from_torch_prune(model)"
         )
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
@@ -91,7 +93,8 @@ def validate(model: nn.Module, tesa: Mapping[str, TeSA]) -> ModelTeSA:
         if activation is not None:
             if activation[0] not in modules:
                 raise ModelMismatch(
-                    f"{name!r}: the model has no module {activation[0]!r}{closest(activation[0], list(modules))}"
+                    f"{name!r}: the model has no module "
+                    f"{activation[0]!r}{closest(activation[0], list(modules))}"
                 )
             merged[name] = t
             continue
@@ -109,8 +112,8 @@ def validate(model: nn.Module, tesa: Mapping[str, TeSA]) -> ModelTeSA:
                 f"{module!r} has {sorted(n for n in stored if n.rpartition('.')[0] == module)}"
             )
         if t.quant is not None and not t.shape:  # a quantizer config knows no shapes
+            t.quant.check_fits(stored[name].shape)
             t = TeSA.from_codes(stored[name].shape, t.code.reshape((1,) * stored[name].dim()), quant=t.quant)
-            t.quant._spread(t.quant.scale, t.shape)
         if tuple(stored[name].shape) != t.shape:
             raise MaskError(
                 f"{name}: the mask has shape {t.shape}, the parameter {tuple(stored[name].shape)}; "
@@ -120,7 +123,9 @@ def validate(model: nn.Module, tesa: Mapping[str, TeSA]) -> ModelTeSA:
         if len(aliases) > 1:
             known = [merged[a] for a in aliases if a in merged]
             if known and not known[0].same_as(t):
-                notes.append(f"{name}: tied to {', '.join(a for a in aliases if a != name)}; masks were merged")
+                notes.append(
+                    f"{name}: tied to {', '.join(a for a in aliases if a != name)}; masks were merged"
+                )
             t = known[0].meet(t) if known else t
             merged.update({a: t for a in aliases})
         else:
@@ -131,9 +136,13 @@ def validate(model: nn.Module, tesa: Mapping[str, TeSA]) -> ModelTeSA:
 class _Masks(nn.Module):
     """Holds the constants of one masked activation, so that they move with the model and export by name."""
 
+    alive: Tensor | None
+    value: Tensor | None
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, tesa: TeSA, dtype: torch.dtype):
         super().__init__()
-        self.alive: Tensor | None
         self.register_buffer("alive", (tesa.code > 0).to(dtype) if bool((tesa.code <= 0).any()) else None)
         self.register_buffer("value", None if tesa.value is None else tesa.value.to(dtype))
         quant = tesa.quant
@@ -145,7 +154,9 @@ class _Masks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shape and x.dim() != len(self.shape):
-            raise MaskError(f"an activation mask of shape {self.shape} met a tensor of shape {tuple(x.shape)}")
+            raise MaskError(
+                f"an activation mask of shape {self.shape} met a tensor of shape {tuple(x.shape)}"
+            )
         if self.alive is not None:
             x = x * self.alive
         if self.quant is not None:
@@ -187,7 +198,8 @@ def _hook_activations(model: nn.Module, tesa: Mapping[str, TeSA], dtype: torch.d
 def masked_model(model: nn.Module, tesa: Mapping[str, TeSA], *, inplace: bool = False) -> nn.Module:
     """`model` with its masks applied: the reference that every sparse model equals.
 
-    Weights are masked (and fake-quantized) where they are; masked activations get a hook. A copy unless `inplace`.
+    Weights are masked (and fake-quantized) where they are; masked activations get a hook. A copy unless
+    `inplace`.
     """
     tesa = validate(model, tesa)
     out = model if inplace else copy.deepcopy(model)

@@ -1,8 +1,8 @@
 """Readers: what other tools call masks, as a `ModelTeSA`.
 
-`from_nni` takes NNI 3.0's mask dictionaries, quantizer configs, both, or files of them; `from_torch_prune` reads
-torch.nn.utils.prune, `from_torch_ao` torch.ao.pruning, `from_zeros` the zeros of a dense model. None of them needs
-the tool itself to be installed.
+`from_nni` takes NNI 3.0's mask dictionaries, quantizer configs, both, or files of them; `from_torch_prune`
+reads torch.nn.utils.prune, `from_torch_ao` torch.ao.pruning, `from_zeros` the zeros of a dense model. None of
+them needs the tool itself to be installed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def from_nni(
     """Masks and quantizer configs of NNI 3.0.
 
     masks: `{module: {target: 0/1 tensor}}` as `pruner.compress()` returns it, a quantizer config
-    `{module: {target: {"scale", "zero_point", "quant_bits", …}}}` as `quantizer.compress()` returns it, or the path
-    of a file of either (.pth, .pt, .safetensors with "module::target" or "module.target" keys).
+    `{module: {target: {"scale", "zero_point", "quant_bits", …}}}` as `quantizer.compress()` returns it, or
+    the path of a file of either (.pth, .pt, .safetensors with "module::target" or "module.target" keys).
     quantizer: a second such object, for pruned and quantized models. model: checks names and shapes at once
     (otherwise `propagate` and `sparsify` do). bits: width of unquantized elements.
 
@@ -81,7 +81,8 @@ def _plain_dict(*_: Any) -> OrderedDict[str, Any]:
 def from_torch_prune(model: nn.Module) -> ModelTeSA:
     """The masks of `torch.nn.utils.prune`: for each "x_mask" buffer beside "x_orig", the TeSA of "x".
 
-    The model may still be parametrized by prune: `prune_free(model)` gives the plain one that torchsparta works on.
+    The model may still be parametrized by prune: `prune_free(model)` gives the plain one that torchsparta
+    works on.
     """
     found = {}
     for path, module in model.named_modules():
@@ -124,9 +125,11 @@ def from_torch_ao(source: nn.Module | Any) -> ModelTeSA:
 
 
 def from_zeros(model: nn.Module, *, min_sparsity: float = 0.0) -> ModelTeSA:
-    """Zeros of a dense model as its masks: every parameter with more than `min_sparsity` (0 to 1) of exact zeros.
+    """Zeros of a dense model as its masks: every parameter with more than `min_sparsity` (0 to 1) of exact
+    zeros.
 
-    Parameters of one dimension (biases, norms) are left out: they often are zero only because nobody trained them.
+    Parameters of one dimension (biases, norms) are left out: they often are zero only because nobody trained
+    them.
     """
     found = {}
     for name, parameter in model.named_parameters():
@@ -138,7 +141,8 @@ def from_zeros(model: nn.Module, *, min_sparsity: float = 0.0) -> ModelTeSA:
 
 
 def prune_free(model: nn.Module) -> nn.Module:
-    """A copy of `model` with the re-parametrizations of torch.nn.utils.prune and torch.ao.pruning made permanent."""
+    """A copy of `model` with the re-parametrizations of torch.nn.utils.prune and torch.ao.pruning made
+    permanent."""
     import copy
 
     from torch.nn.utils import parametrize, prune
@@ -153,16 +157,19 @@ def prune_free(model: nn.Module) -> nn.Module:
         for module, name, tensor in history:
             vars(module)[name] = tensor
     for module in out.modules():
-        for name in [n[: -len("_mask")] for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:
+        for name in [
+            n[: -len("_mask")] for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")
+        ]:
             if hasattr(module, f"{name}_orig"):
                 prune.remove(module, name)
+        chains: Any = getattr(module, "parametrizations", {})
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
+            for name in list(chains):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return out
 
 
-# -- reading one entry -----------------------------------------------------------------------------------------
+# -- reading one entry --------------------------------------------------------------------------------------
 def _join(module: str, target: str) -> str:
     return f"{module}.{target}" if module else target
 
@@ -198,7 +205,9 @@ def _read_nested(nested: Any, bits: int) -> ModelTeSA:
 def _binary(mask: Tensor, name: str, bits: int) -> TeSA:
     mask = mask.detach().cpu()
     if mask.is_floating_point() and bool(mask.isnan().any()):
-        raise MaskError(f"{name}: the mask contains {int(mask.isnan().sum())} NaN; a mask is 0 or 1 everywhere")
+        raise MaskError(
+            f"{name}: the mask contains {int(mask.isnan().sum())} NaN; a mask is 0 or 1 everywhere"
+        )
     if mask.dtype is not torch.bool:
         odd = (mask != 0) & (mask != 1)
         if bool(odd.any()):
@@ -219,7 +228,9 @@ def _quantized(entry: Mapping[str, Any], name: str, notes: list[str]) -> TeSA:
         )
     scale, zero = (torch.as_tensor(entry[k]).detach().cpu().double() for k in ("scale", "zero_point"))
     if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
-        raise MaskError(f"{name}: quantization scales must be finite and positive, got {scale.flatten()[:4].tolist()}")
+        raise MaskError(
+            f"{name}: quantization scales must be finite and positive, got {scale.flatten()[:4].tolist()}"
+        )
     if not bool(torch.isfinite(zero).all()):
         raise MaskError(f"{name}: zero points must be finite, got {zero.flatten()[:4].tolist()}")
     dtype = str(entry.get("quant_dtype") or "int8")
@@ -241,18 +252,30 @@ def _quantized(entry: Mapping[str, Any], name: str, notes: list[str]) -> TeSA:
         low, high = (float(torch.as_tensor(v).detach().double().mean()) for v in (low, high))
         one = float(scale.reshape(-1)[0])
         levels = qmax - qmin
-        if name.endswith("weight") and (low, high) == (0.0, 1.0) and abs(one * levels - 1) < 1e-5 and bits > 1:
-            quant = Quant(torch.tensor(2 / levels, dtype=torch.float64), zero * 0, bits, qmin, qmax, warp="tanh")
+        if (
+            name.endswith("weight")
+            and (low, high) == (0.0, 1.0)
+            and abs(one * levels - 1) < 1e-5
+            and bits > 1
+        ):
+            quant = Quant(
+                torch.tensor(2 / levels, dtype=torch.float64), zero * 0, bits, qmin, qmax, warp="tanh"
+            )
             notes.append(
-                f"{name}: scale {one:.6g} over [0, 1] is what NNI's DoReFa reports whatever the weights are; it "
-                f"belongs to tanh(w) / max|tanh(w)|, which is quantized here with the step that DoReFa means, "
+                f"{name}: scale {one:.6g} over [0, 1] is what NNI's DoReFa reports whatever the weights "
+                "are; it "
+                "belongs to tanh(w) / max|tanh(w)|, which is quantized here with the step that DoReFa "
+                "means, "
                 f"{2 / levels:.6g}"
             )
         elif one == 1.0 and float(zero.reshape(-1)[0]) == 0.0 and high == qmax and bits > 1:
             half = torch.tensor(0.5, dtype=torch.float64)
             quant = Quant(half * 4, half, 1, 0, 1)
             bits = 1
-            notes.append(f"{name}: scale 1 is what NNI's BNN reports whatever quant_dtype says; taken as 1 bit, -1 or +1")
+            notes.append(
+                f"{name}: scale 1 is what NNI's BNN reports whatever quant_dtype says; taken as 1 bit, -1 "
+                "or +1"
+            )
     return TeSA((), torch.tensor(bits, dtype=torch.int8), None, quant)
 
 

@@ -90,12 +90,18 @@ class _Apply(torch.autograd.Function):
             inputs = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(saved, wanted)]
             out = ctx.layer._dense(*inputs)
         targets = [t for t, w in zip(inputs, wanted) if w]
-        found = iter(torch.autograd.grad(out, targets, grads[0], allow_unused=True))
+        found = iter(torch.autograd.grad(out, targets, grads[0], allow_unused=True))  # type: ignore[arg-type]
         return (*(next(found) if w else None for w in wanted), None)
 
 
 class _SparseLayer(nn.Module):
     """What the layers share: packed parts or a trainable dense weight, save and load, the dense fallback."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    mask: Tensor
+    header: Tensor
+    packer: Packer | None
 
     def __init__(
         self,
@@ -113,7 +119,7 @@ class _SparseLayer(nn.Module):
         self._kernel: Any = None
         self._kernel_key: tuple[Any, ...] = ()
         self._dense_weight: Tensor | None = None
-        self.packer: Packer | None = None
+        self.packer = None
         self.rest: SparseSite | None = None
         self.weight_shape: tuple[int, ...] = ()
         self.register_parameter("weight", None)
@@ -165,6 +171,10 @@ class _SparseLayer(nn.Module):
             self._set_parts(rebuild_parts(header["parts"], tensors))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._kernel, self._dense_weight = None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kernel, whose launch blocks hold addresses: it is made again at the next call."""
+        return {**super().__getstate__(), "_kernel": None, "_kernel_key": ()}  # type: ignore[misc]
 
     # -- training ------------------------------------------------------------------------------------------
     def make_trainable(self, packer: Packer, mask: Tensor | None = None) -> None:

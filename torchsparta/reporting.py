@@ -53,7 +53,8 @@ class Report:
         before, after = sum(r.macs_before for r in self.rows), sum(r.macs for r in self.rows)
         alive = sum(r.macs * r.density for r in self.rows)
         return (
-            f"{self.parameters_before:,} parameters became {self.parameters:,}; {before / 1e6:,.1f} M multiply-adds "
+            f"{self.parameters_before:,} parameters became {self.parameters:,}; {before / 1e6:,.1f} M "
+            "multiply-adds "
             f"became {after / 1e6:,.1f} M dense, {alive / 1e6:,.1f} M of them alive; "
             f"constants folded at {len(self.folded)} places"
         )
@@ -63,7 +64,8 @@ class Report:
         head = ("layer", "op", "weight", "now", "alive", "bits", "format", "KiB", "now", "MMAC", "now", "why")
         parts = [
             "<!doctype html><meta charset=utf-8><title>torchsparta report</title>",
-            "<style>body{font:14px system-ui;margin:2em}td,th{padding:.2em .8em;text-align:left;vertical-align:top}"
+            "<style>body{font:14px system-ui;margin:2em}td,th{padding:.2em "
+            ".8em;text-align:left;vertical-align:top}"
             "tr:nth-child(even){background:#f4f4f4}pre{font-size:6px;line-height:6px;margin:0}</style>",
             f"<p>{html.escape(self.summary())}</p>",
             _table(head, [[html.escape(c) for c in _cells(r)] for r in self.rows]),

@@ -1,8 +1,8 @@
 """Sparse models in one safetensors file: no pickles, no NNI, no code to trust.
 
-The graph is JSON in the file's metadata. A weight with pruned elements is stored as the elements that are left and
-one bit per element, so a file shrinks with its model. Kernels are not stored: `load` lets `transform.choose` pick them
-again for the machine that loads.
+The graph is JSON in the file's metadata. A weight with pruned elements is stored as the elements that are
+left and one bit per element, so a file shrinks with its model. Kernels are not stored: `load` lets
+`transform.choose` pick them again for the machine that loads.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from torch.utils import _pytree as pytree
 
 from .api import SiteRecord, SparsityInfo, _check_shapes
 from .errors import SpartaError
-from .structure.emit import _place
+from .structure.build import place
 from .tesa import Quant, TeSA
 from .transform import Epilogue, SparseSite, choose
 
 FORMAT = 1
-_OPERATORS = {f.__name__: f for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv,
-                                      operator.mod, operator.neg, operator.truediv, operator.pow)}  # fmt: skip
+_OPERATORS = {
+    name: getattr(operator, name)
+    for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "pow")
+}
 
 
 def save(fast: fx.GraphModule, path: str | Path) -> None:
@@ -48,12 +50,20 @@ def save(fast: fx.GraphModule, path: str | Path) -> None:
             tensors[f"t:{node.target}"] = value.detach()
             nodes[-1]["parameter"] = isinstance(value, nn.Parameter) and value.requires_grad
         elif node.op == "call_module" and node.target not in sites:
-            module = fast.get_submodule(str(node.target))
+            module: Any = fast.get_submodule(str(node.target))
             if not hasattr(module, "sparta_site"):
-                raise SpartaError(f"{node.target}: a {type(module).__name__} has no sparta_site() to save it by")
+                raise SpartaError(
+                    f"{node.target}: a {type(module).__name__} has no sparta_site() to save it by"
+                )
             sites[str(node.target)] = _site_spec(str(node.target), module.sparta_site(), tensors)
     codegen = fast.graph._codegen
-    spec: dict[str, Any] = {"format": FORMAT, "nodes": nodes, "sites": sites, "info": asdict(info), "trees": None}
+    spec: dict[str, Any] = {
+        "format": FORMAT,
+        "nodes": nodes,
+        "sites": sites,
+        "info": asdict(info),
+        "trees": None,
+    }
     if isinstance(codegen, _PyTreeCodeGen):
         trees = codegen.pytree_info
         spec["trees"] = {
@@ -88,12 +98,12 @@ def load(
         raise SpartaError(f"{path} has format {spec['format']}; this version of torchsparta reads {FORMAT}")
     root, graph = nn.Module(), fx.Graph()
     for target, entry in spec["sites"].items():
-        _place(root, target, (chooser or choose)(_read_site(target, entry, tensors)))
+        place(root, target, (chooser or choose)(_read_site(target, entry, tensors)))
     trainable = {n["target"] for n in spec["nodes"] if n.get("parameter")}
     for key, tensor in tensors.items():
         if key.startswith("t:"):
             name = key[2:]
-            _place(root, name, nn.Parameter(tensor) if name in trainable else tensor)
+            place(root, name, nn.Parameter(tensor) if name in trainable else tensor)
     env: dict[str, fx.Node] = {}
     for node in spec["nodes"]:
         env[node["name"]] = graph.create_node(
@@ -116,7 +126,7 @@ def load(
     return fast if device is None else fast.to(device)
 
 
-# -- weights ---------------------------------------------------------------------------------------------------
+# -- weights ------------------------------------------------------------------------------------------------
 def _site_spec(target: str, site: SparseSite, tensors: dict[str, Tensor]) -> dict[str, Any]:
     code = site.tesa.code
     tensors[f"s:{target}.code"] = code
@@ -159,7 +169,10 @@ def _read_site(target: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -
     assert code is not None and weight is not None
     if entry["bits"] is not None:
         count = torch.Size(shape).numel()
-        code = torch.from_numpy(np.unpackbits(code.numpy(), count=count).astype(np.int8)).reshape(shape) * entry["bits"]
+        code = (
+            torch.from_numpy(np.unpackbits(code.numpy(), count=count).astype(np.int8)).reshape(shape)
+            * entry["bits"]
+        )
     if entry["packed"]:
         full = weight.new_zeros(shape)
         full[(code != 0).expand(shape)] = weight
@@ -172,12 +185,19 @@ def _read_site(target: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -
     attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
     epilogue = tuple(Epilogue(k) for k in entry["epilogue"])
     return SparseSite(
-        entry["name"], entry["op"], weight, get("bias"), tesa, tuple(entry["input_shape"]), epilogue, attributes,
+        entry["name"],
+        entry["op"],
+        weight,
+        get("bias"),
+        tesa,
+        tuple(entry["input_shape"]),
+        epilogue,
+        attributes,
         entry["trainable"],
-    )  # fmt: skip
+    )
 
 
-# -- graph -----------------------------------------------------------------------------------------------------
+# -- graph --------------------------------------------------------------------------------------------------
 def _attribute(root: nn.Module, name: str) -> Any:
     found: Any = root
     for part in name.split("."):
@@ -192,7 +212,9 @@ def _node_spec(node: fx.Node) -> dict[str, Any]:
     elif callable(target):
         name = getattr(target, "__name__", "")
         if _OPERATORS.get(name) is not target:
-            raise SpartaError(f"{node.name} calls {target}, which is neither an ATen operator nor arithmetic on sizes")
+            raise SpartaError(
+                f"{node.name} calls {target}, which is neither an ATen operator nor arithmetic on sizes"
+            )
         target = f"operator.{name}"
     return {
         "name": node.name,
@@ -213,7 +235,9 @@ def _target(op: str, name: str) -> Any:
     try:
         return getattr(getattr(getattr(torch.ops, space), packet), overload)
     except AttributeError as error:
-        raise SpartaError(f"the file uses the operator {name}, which is not registered in this process") from error
+        raise SpartaError(
+            f"the file uses the operator {name}, which is not registered in this process"
+        ) from error
 
 
 _PLAIN = (torch.dtype, torch.memory_format, torch.layout)
@@ -251,14 +275,17 @@ def _decode(x: Any, env: dict[str, fx.Node]) -> Any:
 
 
 def _tree(text: str) -> pytree.TreeSpec:
-    """A pytree; containers of libraries (transformers' outputs) are registered by importing where they live."""
+    """A pytree; containers of libraries (transformers' outputs) are registered by importing where they
+    live."""
     for name in _types(json.loads(text)[1]):
         module = name.rpartition(".")[0]
         if module and not module.startswith(("builtins", "collections", "torch")):
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                raise SpartaError(f"the model returns a {name}; install {module.split('.')[0]} to load it") from error
+                raise SpartaError(
+                    f"the model returns a {name}; install {module.split('.')[0]} to load it"
+                ) from error
     return pytree.treespec_loads(text)
 
 
@@ -269,5 +296,3 @@ def _types(spec: dict[str, Any]) -> list[str]:
 
 def _tuples(x: Any) -> Any:
     return tuple(_tuples(v) for v in x) if isinstance(x, list) else x
-
-

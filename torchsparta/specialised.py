@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SparseAttention
-from .cost import Rates, rates_for
+from .cost import PATCH_FACTOR, Rates, rates_for
 from .cover import Cover, cover
 from .modules import SparseConv2d, SparseLinear
 from .specialise.pieces import ACTIVATIONS, ConvSpec
@@ -38,7 +38,11 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     tokens, images = _tokens(site)
     scale = _row_scale(site, flat)
     bits = site.tesa.quant.bits if scale is not None and site.tesa.quant is not None else 32
-    found = cover(flat, mask, tokens, images, rates, bits, scale, dots=site.op == "linear")
+    patches = site.op == "conv2d" and not _conv(site).pointwise
+    found = cover(
+        flat, mask, tokens, images, rates, bits, scale,
+        dots=site.op == "linear", panel_factor=PATCH_FACTOR if patches else 1.0,
+    )  # fmt: skip
     if found.parts is None:
         return _with(DenseSite(site, found.why), "dense", found)
     if site.op == "linear":

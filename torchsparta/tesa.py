@@ -1,7 +1,7 @@
 """TeSA: a tensor with sparsity attributes, one attribute per element.
 
-An element is **pruned** (zero), a **constant** (its value is kept, apart from zero) or **alive**; the last two
-carry the number of bits that represent them. One signed int8 code per element holds it:
+An element is **pruned** (zero), a **constant** (its value is kept, apart from zero) or **alive**; the last
+two carry the number of bits that represent them. One signed int8 code per element holds it:
 
     0   pruned        b > 0   alive in b bits        -b < 0   constant, stored in b bits
 
@@ -9,8 +9,8 @@ The codes (and the constants) are kept *compact*: a dimension along which the at
 size 1, so a tensor whose channels are pruned costs one byte per channel, whatever the batch.
 
 Order of attributes: pruned < constant(v, b) < alive(b), each side ordered by bits; constants with different
-values are not comparable. That is a lattice: `meet` (both hold: union of pruned, fewer bits) and `join` (either
-holds) are commutative, associative, idempotent and absorb each other.
+values are not comparable. That is a lattice: `meet` (both hold: union of pruned, fewer bits) and `join`
+(either holds) are commutative, associative, idempotent and absorb each other.
 
 The idea of TeSA is SparTA's (Zheng et al., OSDI 2022); zero and constant are merged there and apart here,
 because f(0) != 0 for sigmoid, softmax, a bias and others.
@@ -61,9 +61,9 @@ class Quant:
     """Affine quantization of one tensor: real = scale * (q - zero_point), qmin <= q <= qmax, q an integer.
 
     `scale` and `zero_point` (float64; a zero point need not be an integer, as in LSQ+) broadcast against the
-    tensor after `_spread`: per tensor (one value), per channel (N, 1, ...) or per block (one value per block).
-    warp: "tanh" if tanh(real) / max|tanh(real)| over the tensor is quantized instead of real (DoReFa's weights); what
-    comes out is not warped, so `settled()` quantizes it again to itself.
+    tensor after `_spread`: per tensor (one value), per channel (N, 1, ...) or per block (one value per
+    block). warp: "tanh" if tanh(real) / max|tanh(real)| over the tensor is quantized instead of real
+    (DoReFa's weights); what comes out is not warped, so `settled()` quantizes it again to itself.
     """
 
     scale: Tensor
@@ -82,15 +82,23 @@ class Quant:
             return t.reshape(())
         if t.dim() != len(shape):
             raise MaskError(
-                f"quantization parameters of shape {tuple(t.shape)} do not fit a tensor of shape {tuple(shape)}: "
+                f"quantization parameters of shape {tuple(t.shape)} do not fit a tensor of shape "
+                f"{tuple(shape)}: "
                 "expected one value, one per channel, or one per block with the tensor's rank"
             )
         for dim, (have, want) in enumerate(zip(t.shape, shape)):
             if have not in (1, want):
                 if want % have:
-                    raise MaskError(f"{have} quantization blocks do not divide size {want} of dimension {dim}")
+                    raise MaskError(
+                        f"{have} quantization blocks do not divide size {want} of dimension {dim}"
+                    )
                 t = t.repeat_interleave(want // have, dim)
         return t
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Raise MaskError if these parameters cannot belong to a tensor of `shape`."""
+        self._spread(self.scale, shape)
+        self._spread(self.zero_point, shape)
 
     def quantize(self, real: Tensor) -> Tensor:
         """The integers (as float64) that represent `real`."""
@@ -130,9 +138,9 @@ class Quant:
 class TeSA:
     """Sparsity attributes of one tensor. Build one with `from_mask`, `dense`, `constant` or `from_codes`.
 
-    shape: the tensor's. code: int8, each dimension 1 or full. value: float64 constants in the layout of `code`,
-    None when there are none. quant: how alive elements are quantized, if they are. confidence: 1.0 where a rule
-    proved it, less where scrambling observed it.
+    shape: the tensor's. code: int8, each dimension 1 or full. value: float64 constants in the layout of
+    `code`, None when there are none. quant: how alive elements are quantized, if they are. confidence: 1.0
+    where a rule proved it, less where scrambling observed it.
     """
 
     shape: tuple[int, ...]
@@ -155,7 +163,9 @@ class TeSA:
         code = code.detach().to("cpu", torch.int8)
         code = code.reshape((1,) * (len(shape) - code.dim()) + tuple(code.shape))
         if any(c not in (1, s) for c, s in zip(code.shape, shape)) or code.dim() != len(shape):
-            raise MaskError(f"codes of shape {tuple(code.shape)} do not broadcast to a tensor of shape {shape}")
+            raise MaskError(
+                f"codes of shape {tuple(code.shape)} do not broadcast to a tensor of shape {shape}"
+            )
         const = code < 0
         if not bool(const.any()):
             return TeSA(shape, compact(code)[0], None, quant, confidence)
@@ -240,7 +250,8 @@ class TeSA:
         return dense.expand(self.shape[dim])
 
     def density_blocks(self, block: Sequence[int]) -> Tensor:
-        """Density of each block of the last len(block) dimensions; ragged edges are averaged over what is there.
+        """Density of each block of the last len(block) dimensions; ragged edges are averaged over what is
+        there.
 
         Returns float64 of the shape (..., ceil(size / block), ...).
         """
@@ -295,7 +306,9 @@ class TeSA:
 
     def _aligned(self, other: TeSA) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.shape != other.shape:
-            raise MaskError(f"two TeSAs of different shapes, {self.shape} and {other.shape}, cannot be merged")
+            raise MaskError(
+                f"two TeSAs of different shapes, {self.shape} and {other.shape}, cannot be merged"
+            )
         zero = torch.zeros((), dtype=torch.float64)
         a, b, va, vb = torch.broadcast_tensors(
             self.code,
@@ -315,9 +328,12 @@ class TeSA:
         return TeSA.from_codes(shape, pick(self.code), value, quant, self.confidence)
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The masked tensor: zero where pruned, the constants where constant, fake-quantized where quantized."""
+        """The masked tensor: zero where pruned, the constants where constant, fake-quantized where
+        quantized."""
         if tuple(tensor.shape) != self.shape:
-            raise MaskError(f"a TeSA of shape {self.shape} cannot mask a tensor of shape {tuple(tensor.shape)}")
+            raise MaskError(
+                f"a TeSA of shape {self.shape} cannot mask a tensor of shape {tuple(tensor.shape)}"
+            )
         code = self.code.to(tensor.device)
         zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
         out = torch.where(code != 0, tensor, zero)
@@ -345,7 +361,8 @@ class TeSA:
         cells = _block_sum(grid, block) / _block_sum(torch.ones_like(grid), block)
         top = len(_SHADES) - 1
         return "\n".join(
-            "".join(_SHADES[0 if c == 0 else max(1, int(c * top + 1e-9))] for c in row) for row in cells.tolist()
+            "".join(_SHADES[0 if c == 0 else max(1, int(c * top + 1e-9))] for c in row)
+            for row in cells.tolist()
         )
 
     def __str__(self) -> str:

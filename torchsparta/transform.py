@@ -1,14 +1,14 @@
 """Sites: the places where a sparse kernel may stand in for a dense operator, and the choice among them.
 
-Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own, and for each
-attention whose mask is known. `choose` asks
-the registered choosers, highest priority first, for a module that computes the site; the first that does not answer
-None wins; `specialised` (specialised.py), the cover by formats at the least predicted time, is asked last; without
-an answer the masked weight stays dense. A chooser is `f(site) -> nn.Module | None`.
+Structure (structure/) leaves one `SparseSite` for each linear or convolution with a weight of its own, and
+for each attention whose mask is known. `choose` asks the registered choosers, highest priority first, for a
+module that computes the site; the first that does not answer None wins. `specialised` (specialised.py), the cover
+by formats at the least predicted time, is asked last. A chooser is `f(site) -> nn.Module | None`.
 
-The module is called as `module(x)` (attention: `module(q, k, v)`) or, if the site's epilogue ends in "add", `module(x, residual)`. It may carry
-`sparta_format` (str) and `sparta_reason` (str), which the report shows, and must have `sparta_site() -> SparseSite`,
-the site with its present tensors, from which `torchsparta.load` chooses again on the machine that loads.
+The module is called as `module(x)` (attention: `module(q, k, v)`) or, if the site's epilogue ends in "add",
+`module(x, residual)`. It may carry `sparta_format` (str) and `sparta_reason` (str), which the report shows,
+and must have `sparta_site() -> SparseSite`, the site with its present tensors, from which `torchsparta.load`
+chooses again on the machine that loads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .tesa import TeSA
 
 @dataclass(frozen=True)
 class Epilogue:
-    """A pointwise operation after the site, fused if the kernel can: relu, gelu, gelu_tanh, silu, tanh, sigmoid,
-    relu6, or "add" (the residual that the module gets as its second argument; always last)."""
+    """A pointwise operation after the site, fused if the kernel can: relu, gelu, gelu_tanh, silu, tanh,
+    sigmoid, relu6, or "add" (the residual that the module gets as its second argument; always last)."""
 
     kind: str
 
@@ -53,11 +53,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class SparseSite:
     """One operator with a weight, after structure: what a kernel is made from.
 
-    name: module path in the model. op: "linear", "conv1d", "conv2d", "conv3d" or "attention". weight: [N, K] for linear (out =
-    x weight^T), [N, C/groups, taps…] for convolutions; already masked (and fake-quantized). bias: [N] or None.
-    tesa: of the weight. For op "attention" the weight is the bool mask that broadcasts to the scores [..., T, S] (True
-    is visible), bias a float mask to add to them or None, tesa that of the mask. input_shape: of x for the example inputs. epilogue: in order. attributes: stride, padding,
-    dilation, groups of a convolution, scale of an attention. trainable: the weight is a parameter and its mask must hold in training.
+    name: module path in the model. op: "linear", "conv1d", "conv2d", "conv3d" or "attention".
+    weight: [N, K] for linear (out = x weight^T), [N, C/groups, taps…] for convolutions; already masked (and
+    fake-quantized). bias: [N] or None. tesa: of the weight.
+    For "attention" the weight is the bool mask that broadcasts to the scores [..., T, S] (True is visible),
+    bias a float mask to add to them or None, tesa that of the mask.
+    input_shape: of x (or q) for the example inputs. epilogue: in order. attributes: stride, padding,
+    dilation, groups of a convolution; scale of an attention. trainable: the weight is a parameter and its
+    mask must hold in training.
     """
 
     name: str
@@ -123,6 +126,8 @@ class DenseSite(nn.Module):
     """The site as dense PyTorch. Trainable: gradients reach only elements that the mask leaves alive."""
 
     sparta_format = "dense"
+    alive: Tensor | None
+    fixed: Tensor | None
 
     def __init__(self, site: SparseSite, reason: str = "no sparse kernel was chosen"):
         super().__init__()
@@ -134,16 +139,14 @@ class DenseSite(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=site.trainable)
         masked = site.trainable and site.tesa.density() < 1.0
         alive = (
-            (site.tesa.code > 0).to(site.weight.dtype).expand(site.weight.shape).contiguous()
-            if masked
-            else None
+            (site.tesa.code > 0).to(site.weight).expand(site.weight.shape).contiguous() if masked else None
         )
         self.register_buffer("alive", alive)
         if masked and site.tesa.value is not None:
             fixed = torch.where(site.tesa.code < 0, site.tesa.value, 0.0).expand(site.weight.shape)
-            self.register_buffer("fixed", fixed.to(site.weight.dtype).contiguous())
+            self.register_buffer("fixed", fixed.to(site.weight).contiguous())
         else:
-            self.fixed = None
+            self.register_buffer("fixed", None)
 
     def sparta_site(self) -> SparseSite:
         """The site with the present weights, for `torchsparta.save` and for choosing again."""
@@ -174,6 +177,8 @@ class DenseAttention(nn.Module):
     """Attention with a fixed mask as dense PyTorch."""
 
     sparta_format = "dense"
+    visible: Tensor
+    added: Tensor | None
 
     def __init__(self, site: SparseSite, reason: str = "no sparse kernel was chosen"):
         super().__init__()

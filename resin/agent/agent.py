@@ -62,7 +62,9 @@ class Sampler:
 class Agent:
     """Samples the host until stopped, keeps batches on disk and sends them."""
 
-    def __init__(self, config: Config, *, sampler: Sampler | None = None, directory: str | None = None) -> None:
+    def __init__(
+        self, config: Config, *, sampler: Sampler | None = None, directory: str | None = None
+    ) -> None:
         from .buffer import DiskBuffer
         from .sender import Sender, ServiceTransport, Transport
 

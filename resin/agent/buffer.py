@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -51,10 +52,8 @@ class DiskBuffer:
                     os.fsync(file.fileno())
                 os.rename(temporary, os.path.join(self.directory, name))
             except OSError:
-                try:
+                with contextlib.suppress(OSError):
                     os.unlink(temporary)
-                except OSError:
-                    pass
                 if not self._files:
                     self.dropped += 1
                     return False
@@ -78,10 +77,8 @@ class DiskBuffer:
     def remove(self, name: str) -> None:
         """Forget a batch that was acknowledged."""
         self._files.pop(name, None)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.directory, name))
-        except FileNotFoundError:
-            pass
 
     def _drop_oldest(self) -> None:
         self.remove(next(iter(self._files)))

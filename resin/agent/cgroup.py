@@ -89,7 +89,12 @@ def _existing(base: str, path: str, file: str) -> str | None:
 
 
 def read_cgroup(directory: str) -> dict[str, float]:
-    """Memory numbers of one cgroup directory of either version; what a kernel does not offer is left out."""
+    """Memory numbers of one cgroup directory of either version; what a kernel does not offer is left out.
+
+    `cgroup_bytes` is what cannot be reclaimed: use less the page cache of files (shared memory stays in) and, in
+    version 2, less reclaimable slab. Files that a job reads fill the cache, and that is no growth of the job.
+    `cgroup_usage_bytes` is the kernel's own number, which limits apply to after reclaim.
+    """
     stat = keyed_numbers(read_bytes(f"{directory}/memory.stat") or b"")
     if os.path.exists(f"{directory}/memory.current"):
         return _read_v2(directory, stat)
@@ -98,8 +103,12 @@ def read_cgroup(directory: str) -> dict[str, float]:
 
 def _read_v2(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
     events = keyed_numbers(read_bytes(f"{directory}/memory.events") or b"")
+    usage = _number(f"{directory}/memory.current")
     values = {
-        "cgroup_bytes": _number(f"{directory}/memory.current"),
+        "cgroup_bytes": _unreclaimable(
+            usage, stat.get(b"file"), stat.get(b"shmem"), stat.get(b"slab_reclaimable")
+        ),
+        "cgroup_usage_bytes": usage,
         "cgroup_anon_bytes": stat.get(b"anon"),
         "cgroup_file_bytes": stat.get(b"file"),
         "cgroup_shmem_bytes": stat.get(b"shmem"),
@@ -119,11 +128,15 @@ def _read_v2(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
 def _read_v1(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
     limit = _number(f"{directory}/memory.limit_in_bytes")
     kills = keyed_numbers(read_bytes(f"{directory}/memory.oom_control") or b"").get(b"oom_kill")
+    usage = _number(f"{directory}/memory.usage_in_bytes")
+    cache = stat.get(b"total_cache", stat.get(b"cache"))
+    shmem = stat.get(b"total_shmem", stat.get(b"shmem"))
     values = {
-        "cgroup_bytes": _number(f"{directory}/memory.usage_in_bytes"),
+        "cgroup_bytes": _unreclaimable(usage, cache, shmem, None),
+        "cgroup_usage_bytes": usage,
         "cgroup_anon_bytes": stat.get(b"total_rss", stat.get(b"rss")),
-        "cgroup_file_bytes": stat.get(b"total_cache", stat.get(b"cache")),
-        "cgroup_shmem_bytes": stat.get(b"total_shmem", stat.get(b"shmem")),
+        "cgroup_file_bytes": cache,
+        "cgroup_shmem_bytes": shmem,
         "cgroup_kernel_bytes": _number(f"{directory}/memory.kmem.usage_in_bytes"),
         "cgroup_inactive_file_bytes": stat.get(b"total_inactive_file", stat.get(b"inactive_file")),
         "cgroup_limit_bytes": limit if limit is not None and limit < UNLIMITED else None,
@@ -134,10 +147,20 @@ def _read_v1(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
+def _unreclaimable(
+    usage: int | None, file: int | None, shmem: int | None, slab_reclaimable: int | None
+) -> int | None:
+    if usage is None or file is None:
+        return None
+    return max(0, usage - file + (shmem or 0) - (slab_reclaimable or 0))
+
+
 def limit_of(directory: str, mount: str) -> float | None:
     """Smallest memory limit from `directory` up to the mount, None when there is none."""
     limits = []
-    hierarchical = keyed_numbers(read_bytes(f"{directory}/memory.stat") or b"").get(b"hierarchical_memory_limit")
+    hierarchical = keyed_numbers(read_bytes(f"{directory}/memory.stat") or b"").get(
+        b"hierarchical_memory_limit"
+    )
     if hierarchical is not None and hierarchical < UNLIMITED:
         limits.append(hierarchical)
     at = directory

@@ -70,7 +70,11 @@ class StatusCollector:
             if not data:
                 tick.table.drop(process)
                 continue
-            comm = data[6 : data.index(b"\n")].decode("utf-8", "replace") if data[:6] == b"Name:\t" else process.comm
+            comm = (
+                data[6 : data.index(b"\n")].decode("utf-8", "replace")
+                if data[:6] == b"Name:\t"
+                else process.comm
+            )
             # The second look catches a child that was seen between fork and exec under an unchanged name.
             if comm != process.comm or process.visits == 1:
                 tick.table.recheck(process, comm)

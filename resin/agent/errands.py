@@ -55,7 +55,10 @@ class Errands:
                 },
             }
             subprocess.run(
-                [sys.executable, "-c", _PROGRAM], input=json.dumps(task).encode(), timeout=TIMEOUT_S, check=True
+                [sys.executable, "-c", _PROGRAM],
+                input=json.dumps(task).encode(),
+                timeout=TIMEOUT_S,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
             print(f"resin agent: the diagnosis that the service asked for failed: {error}", file=sys.stderr)

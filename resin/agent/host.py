@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ..model import Entity
 from .collectors import Tick
 from .procfs import HeldFile, keyed_kilobytes
 
+# slab_bytes is what the kernel cannot give back: caches of names and inodes grow without being a leak.
 _KERNEL = {
-    b"Slab": "slab_bytes",
-    b"SUnreclaim": "slab_unreclaimable_bytes",
+    b"SUnreclaim": "slab_bytes",
+    b"SReclaimable": "slab_reclaimable_bytes",
     b"KernelStack": "kernel_stack_bytes",
     b"PageTables": "page_tables_bytes",
     b"VmallocUsed": "vmalloc_bytes",
@@ -26,7 +28,7 @@ _HOST = {
 
 
 class KernelCollector:
-    """Slab, page tables, vmalloc and the host's totals from /proc/meminfo."""
+    """Unreclaimable slab, page tables, vmalloc and the host's totals from /proc/meminfo."""
 
     def __init__(self) -> None:
         self._meminfo: HeldFile | None = None
@@ -42,7 +44,8 @@ class KernelCollector:
         kernel = {name: float(sizes[key]) for key, name in _KERNEL.items() if key in sizes}
         tick.report(Entity(tick.host, "kernel"), kernel)
         tick.report(
-            Entity(tick.host, "host"), {name: float(sizes[key]) for key, name in _HOST.items() if key in sizes}
+            Entity(tick.host, "host"),
+            {name: float(sizes[key]) for key, name in _HOST.items() if key in sizes},
         )
 
 
@@ -60,8 +63,6 @@ class SharedMemoryCollector:
             "dev_shm_size_bytes": float(usage.f_blocks * usage.f_frsize),
         }
         if tick.slow:
-            try:
+            with contextlib.suppress(OSError):
                 values["dev_shm_files"] = float(len(os.listdir(tick.roots.shm)))
-            except OSError:
-                pass
         tick.report(Entity(tick.host, "host"), values)

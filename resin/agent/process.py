@@ -137,9 +137,7 @@ class ProcessTable:
                 if not os.path.isdir(f"{self.roots.proc}/{pid}"):
                     return
         entity = Entity(self.host, "", pid)
-        process = Process(
-            pid, ppid, start_ticks, comm, self._argv(pid) or [], "", None, None, entity, status
-        )
+        process = Process(pid, ppid, start_ticks, comm, self._argv(pid) or [], "", None, None, entity, status)
         self._name(process)
         self.processes[pid] = process
 

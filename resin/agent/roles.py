@@ -8,18 +8,29 @@ import re
 MAX_NAME = 80
 
 # Programs that start jobs but are no part of them: their children begin groups of their own.
-BOUNDARIES = frozenset(
-    "init systemd sh bash dash zsh fish ash ksh tcsh csh sshd login su sudo tmux screen cron crond atd "
-    "containerd-shim containerd-shim-runc-v2 containerd dockerd runc crun conmon tini dumb-init docker-init "
-    "supervisord slurmd slurmstepd slurm_script kubelet pause torchrun torch.distributed.run "
-    "torch.distributed.launch accelerate deepspeed mpirun mpiexec orted srun prun xargs make nohup timeout nice "
-    "env script setsid watch resin".split()
-)
+_STARTERS = """
+    init systemd sh bash dash zsh fish ash ksh tcsh csh sshd login su sudo tmux screen cron crond atd
+    containerd-shim containerd-shim-runc-v2 containerd dockerd runc crun conmon tini dumb-init docker-init
+    supervisord slurmd slurmstepd slurm_script kubelet pause torchrun torch.distributed.run
+    torch.distributed.launch accelerate deepspeed mpirun mpiexec orted srun prun xargs make nohup timeout nice
+    env script setsid watch resin
+"""
+BOUNDARIES = frozenset(_STARTERS.split())
 _INTERPRETER = re.compile(r"(python|pypy)[0-9.]*t?\Z")
 _SCRIPT_RUNNERS = re.compile(r"(node|nodejs|ruby|perl|deno|bun|Rscript|julia)[0-9.]*\Z")
 _WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}
 # Names that say little without the directory that they lie in.
-_GENERIC = {"main.py", "run.py", "app.py", "__main__.py", "server.py", "start.py", "manage.py", "main.js", "index.js"}
+_GENERIC = {
+    "main.py",
+    "run.py",
+    "app.py",
+    "__main__.py",
+    "server.py",
+    "start.py",
+    "manage.py",
+    "main.js",
+    "index.js",
+}
 
 
 def program_name(argv: list[str], comm: str) -> str:

@@ -41,7 +41,9 @@ class ServiceTransport:
     def __init__(self, config: Config) -> None:
         url = urllib.parse.urlsplit(config.service_url)
         if url.scheme not in {"http", "https"} or not url.hostname:
-            raise ConfigError(f"service_url {config.service_url!r} is not http://HOST:PORT or https://HOST:PORT")
+            raise ConfigError(
+                f"service_url {config.service_url!r} is not http://HOST:PORT or https://HOST:PORT"
+            )
         self._config = config
         self._url = url
         self._path = url.path.rstrip("/") + "/api/v1/ingest"
@@ -70,7 +72,9 @@ class ServiceTransport:
             if isinstance(answer, dict):
                 return Outcome("stored", answer=answer)
             self.close()
-            return Outcome("later", f"{self._config.service_url} answered 200 but not as resin does: {text!r}")
+            return Outcome(
+                "later", f"{self._config.service_url} answered 200 but not as resin does: {text!r}"
+            )
         if response.status in {400, 413, 422}:
             return Outcome("refused", f"HTTP {response.status}: {text}")
         wait = response.headers.get("Retry-After", "")

@@ -41,7 +41,14 @@ class Batch:
 def encode(session: str, seq: int, host: str, samples: Sequence[Sample]) -> bytes:
     """Gzipped batch. All samples must be of `host`."""
     rows = [
-        (s.entity.component, s.entity.pid, s.entity.start_time_s, s.entity.group, round(s.time_s, 3), s.values)
+        (
+            s.entity.component,
+            s.entity.pid,
+            s.entity.start_time_s,
+            s.entity.group,
+            round(s.time_s, 3),
+            s.values,
+        )
         for s in samples
     ]
     text = json.dumps(
@@ -74,7 +81,9 @@ def decode(data: bytes, *, max_label_length: int = 256) -> Batch:
     if not isinstance(content, dict):
         raise WireError(f"the batch is a {type(content).__name__}, expected an object")
     if content.get("v") != VERSION:
-        raise WireError(f"batch version {content.get('v')!r} is not {VERSION}; upgrade the agent or the service")
+        raise WireError(
+            f"batch version {content.get('v')!r} is not {VERSION}; upgrade the agent or the service"
+        )
     session, seq, rows = content.get("session"), content.get("seq"), content.get("samples")
     if not isinstance(session, str) or not _SESSION.match(session):
         raise WireError("session must be 1 to 64 letters, digits, '_', '.', '-'")

@@ -54,7 +54,9 @@ class WorkCollector:
             return configured
         if not leader.work_known:
             leader.work_known = True
-            leader.work_source = _from_environment(read_bytes(f"{tick.roots.proc}/{leader.pid}/environ") or b"")
+            leader.work_source = _from_environment(
+                read_bytes(f"{tick.roots.proc}/{leader.pid}/environ") or b""
+            )
         if not leader.work_source:
             return None
         location, _, metric = leader.work_source.partition("#")

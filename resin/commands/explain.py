@@ -23,11 +23,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(finding, indent=1))
         return 0
-    from ..show import action_lines, diagnosis_lines, finding_lines, plot
+    from ..show import action_lines, diagnosis_lines, finding_lines, moment_text, plot
 
     lines = finding_lines(finding)
     if finding["status"] == "cleared":
         lines.append("  cleared: detection no longer sees it")
+    if finding["status"] == "ended":
+        lines.append(f"  ended: no samples since {moment_text(finding['ended_s'])}")
     series = finding.get("series")
     if series:
         lines.append("")

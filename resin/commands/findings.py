@@ -11,7 +11,7 @@ HELP = "list what the service found; exit code 1 when there is an open leak"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print as JSON")
-    parser.add_argument("--all", action="store_true", help="bounded and cleared ones too")
+    parser.add_argument("--all", action="store_true", help="bounded, cleared and ended ones too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +54,8 @@ def _table(found: list[dict]) -> None:
         slope, hours = f["slope_bytes_per_hour"], f.get("hours_to_limit")
         table.add_row(
             f["id"],
-            f"[{colours[f['verdict']]}]{f['verdict']}[/]" + ("" if f["status"] == "open" else " (cleared)"),
+            f"[{colours[f['verdict']]}]{f['verdict']}[/]"
+            + ("" if f["status"] == "open" else f" ({f['status']})"),
             f["entity"]["key"],
             f["metric"],
             f["growth_class"],

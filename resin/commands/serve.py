@@ -9,11 +9,17 @@ HELP = "collect from agents, detect, show findings on a page (http://127.0.0.1:8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="address to listen on (option listen_host; beyond loopback set a token)")
+    parser.add_argument(
+        "--host", help="address to listen on (option listen_host; beyond loopback set a token)"
+    )
     parser.add_argument("--port", type=int, help="port to listen on (option listen_port)")
     parser.add_argument("--store", metavar="FILE", help="DuckDB file (option store_path)")
-    parser.add_argument("--prometheus", metavar="URL", help="detect over this Prometheus API instead of the store")
-    parser.add_argument("--with-agent", action="store_true", help="sample this host too; no `resin agent` needed here")
+    parser.add_argument(
+        "--prometheus", metavar="URL", help="detect over this Prometheus API instead of the store"
+    )
+    parser.add_argument(
+        "--with-agent", action="store_true", help="sample this host too; no `resin agent` needed here"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

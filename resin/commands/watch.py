@@ -10,10 +10,18 @@ HELP = "run a command, watch its processes, end with a verdict (exit code 1: it 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tick", type=float, metavar="SECONDS", help="sampling interval (option watch_tick_s)")
-    parser.add_argument("--for", dest="duration", type=float, metavar="SECONDS", help="end the command after this")
-    parser.add_argument("--no-diagnose", action="store_true", help="do not look into the process when it leaks")
-    parser.add_argument("--no-helper", action="store_true", help="start the command with its environment untouched")
+    parser.add_argument(
+        "--tick", type=float, metavar="SECONDS", help="sampling interval (option watch_tick_s)"
+    )
+    parser.add_argument(
+        "--for", dest="duration", type=float, metavar="SECONDS", help="end the command after this"
+    )
+    parser.add_argument(
+        "--no-diagnose", action="store_true", help="do not look into the process when it leaks"
+    )
+    parser.add_argument(
+        "--no-helper", action="store_true", help="start the command with its environment untouched"
+    )
     parser.add_argument("--steps-file", metavar="FILE", help="file whose first word is the work done so far")
     parser.add_argument("--json", metavar="FILE", help="write the findings as JSON to FILE ('-': stderr)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ARGUMENTS")
@@ -31,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        print("resin watch: name the command after --, as in: resin watch -- python train.py", file=sys.stderr)
+        print(
+            "resin watch: name the command after --, as in: resin watch -- python train.py", file=sys.stderr
+        )
         return 2
     config = args.config
     if args.tick is not None:
@@ -39,7 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if args.steps_file:
         os.environ["RESIN_STEPS_FILE"] = os.path.abspath(args.steps_file)
     watch = Watch(
-        command, config, duration_s=args.duration, diagnose=not args.no_diagnose, helper=not args.no_helper, tell=print_line
+        command,
+        config,
+        duration_s=args.duration,
+        diagnose=not args.no_diagnose,
+        helper=not args.no_helper,
+        tell=print_line,
     )
     try:
         outcome = watch.run()
@@ -64,7 +79,9 @@ def _write_json(path: str, outcome) -> None:  # noqa: ANN001
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 3),
         "verdict": outcome.verdict,
-        "findings": [to_json(f) for f in outcome.findings if f.growth_class != "flat" or f.verdict != "bounded"],
+        "findings": [
+            to_json(f) for f in outcome.findings if f.growth_class != "flat" or f.verdict != "bounded"
+        ],
         "diagnoses": {key: to_json(d) for key, d in outcome.diagnoses.items()},
         "troubles": outcome.troubles,
     }

@@ -129,7 +129,7 @@ def _series(path: Path, header: list[str], rows: Iterable[tuple[int, list]]) -> 
         series.append(
             Series(
                 entity,
-                "memory_utilisation" if pods else "bytes",
+                "memory_utilisation" if pods else "memory_bytes",
                 tuple(t[keep].tolist()),
                 tuple(y[keep].tolist()),
                 limit_bytes=1.0 if pods else None,

@@ -57,15 +57,43 @@ def largest_fall(t: Array, y: Array, start_s: float, end_s: float, length_s: flo
     return float((rolled - lowest_ahead).max())
 
 
-def onset(t: Array, y: Array, slope_per_s: float, windows: int = 96) -> float:
-    """When a growth of known slope began: the time c for which `level + slope * max(0, t - c)` fits the floor best.
+def onset(
+    t: Array,
+    y: Array,
+    *,
+    slope_per_s: float,
+    from_s: float,
+    to_s: float,
+    tolerance_s: float,
+    windows: int = 96,
+) -> float:
+    """When a growth that was seen from `from_s` to `to_s` began: its line is followed back along the floor.
 
-    Least absolute deviation over block minima of the whole run, so that load before the onset weighs little.
+    The line may be missed by what it gains in `tolerance_s` plus three times the noise around it. It ends where the
+    floor leaves it for good: at a level before the growth, or at the step of something else.
     """
     floor = block_minima(t, y, float(t[0]), float(t[-1]), windows)
     width = float(t[-1] - t[0]) / windows
-    at = np.arange(windows, dtype=np.float64)
-    grown = np.clip(at[None, :] - at[:-2, None], 0.0, None) * (slope_per_s * width)
-    rest = floor[None, :] - grown
-    rest -= np.median(rest, axis=1, keepdims=True)
-    return float(t[0]) + int(np.abs(rest).sum(axis=1).argmin()) * width
+    at = float(t[0]) + (np.arange(windows) + 0.5) * width
+    rest = floor - slope_per_s * at
+    seen = (at >= from_s) & (at <= to_s)
+    if not seen.any() or slope_per_s <= 0:
+        return from_s
+    level = float(np.median(rest[seen]))
+    noise = 1.4826 * float(np.median(np.abs(rest[seen] - level)))
+    tolerance = slope_per_s * tolerance_s + 3.0 * noise
+    first = int(np.flatnonzero(seen)[0])
+    earliest, below, on_line = first, 0, 0
+    for i in range(first - 1, -1, -1):
+        above = rest[i] - level
+        below = below + 1 if above < -tolerance else 0
+        on_line = on_line + 1 if abs(above) <= tolerance else 0
+        if below == 3:
+            break  # memory that is not given back cannot have been below its own line
+        if on_line >= 2:  # load stands above the line and comes back to it
+            earliest = i
+    if earliest == 0:
+        return float(t[0])
+    # A level before the growth leaves the line only once the tolerance is used up.
+    late = min(tolerance / slope_per_s, tolerance_s) if rest[earliest - 1] > level else 0.0
+    return float(min(from_s, at[earliest] - 0.5 * width + late))

@@ -75,7 +75,7 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
         runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
         prepared.append(Prepared(series, t, y, runs))
         for run, (a, b) in enumerate(runs):
-            warms_up = a > 0 or y[0] < 0.5 * float(np.median(y[a:b]))
+            warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
             windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
     by_run: dict[tuple[int, int], list[Evidence]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):
@@ -94,10 +94,12 @@ def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Threshol
     last: Ruling | None = None
     for run, found in enumerate(evidence):
         a, b = one.runs[run]
+        # A program's loading is no growth that slows down: it is left out where it was seen.
+        whole = next((e for e in found if e.share == 0.8), found[0])
         rulings = [
             rule_on(
                 e,
-                found[0],
+                whole,
                 metric=one.series.metric,
                 run_t=one.t[a:b],
                 run_y=one.y[a:b],
@@ -154,7 +156,15 @@ def _leak(
             verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
     if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
-        start = min(start, onset(t, y, slope / 3600.0))  # the view begins in the middle of the growth
+        # The view may begin in the middle of the growth.
+        start = onset(
+            t,
+            y,
+            slope_per_s=slope / 3600.0,
+            from_s=e.start_s,
+            to_s=e.end_s,
+            tolerance_s=0.04 * one.trace_s,
+        )
     return Finding(
         id=finding_id(one.series),
         entity=one.series.entity,

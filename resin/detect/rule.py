@@ -65,6 +65,7 @@ def rule_on(
         "material": e.growth > material_growth(metric, e.level, limit, x),
         "soon": hours is not None and hours <= x.horizon_hours or (hours is None and e.growth > 0),
         "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit,
+        "grown up": float(run_t[-1] - run_t[0]) >= x.min_observed_s,
         "long": e.ramp_windows >= max(x.min_ramp_windows, x.min_ramp_share * (e.windows - 1))
         and e.length_s >= x.min_trace_share * trace_s,
         "even": e.stairs >= x.min_stairs

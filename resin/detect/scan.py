@@ -13,6 +13,7 @@ from .reconcile import reconcile
 from .registry import Detector, detectors
 from .words import amount
 
+_SERIES_AT_ONCE = 2048
 PIVOT_METRICS = ("anon_bytes", "uss_bytes", "rss_bytes")
 
 
@@ -70,13 +71,22 @@ def _judge(
     pivot: PivotLike | None,
     suspected: Mapping[str, Suspicion],
 ) -> list[Finding]:
-    batch = list(islice(store.series(metric, since=since), level2_series + 1))
-    if len(batch) <= level2_series or pivot is None:
-        return detector.judge_many(batch)
-    del batch
     found: list[Finding] = []
+    stream = store.series(metric, since=since)
+    seen = 0
+    # A part at a time: all series of a fleet together would be gigabytes of Python floats.
+    while batch := list(islice(stream, _SERIES_AT_ONCE)):
+        seen += len(batch)
+        if seen > level2_series and pivot is not None:
+            break
+        found.extend(detector.judge_many(batch))
+    else:
+        return found
+    found = []
     for component in sorted({*suspected, *small_components(pivot)}):
-        found.extend(detector.judge_many(list(store.series(metric, since=since, component=component))))
+        stream = store.series(metric, since=since, component=component)
+        while batch := list(islice(stream, _SERIES_AT_ONCE)):
+            found.extend(detector.judge_many(batch))
     return found
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..model import GrowthClass
 from .evidence import Evidence
-from .segments import big_falls, is_saw
+from .segments import big_falls, is_saw, quantiles
 from .thresholds import Thresholds
 
 Array = NDArray[np.float64]
@@ -22,8 +22,8 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     e, x = evidence, thresholds
     if e.total <= max(material, 5.0 * e.noise):
         return _without_growth(y, material)
-    low, upper = np.percentile(y, (5.0, 95.0))
-    span = float(upper - low)
+    low, upper = quantiles(y, 0.05, 0.95)
+    span = upper - low
     if e.total < span and big_falls(y) >= 3 and is_saw(y, 0.5 * span):
         return "saw-tooth"  # the last tooth is not complete: its foot is not yet the floor
     if e.slows_down and e.whole_quarters[3] > 0.05 * e.total:
@@ -40,13 +40,12 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
 
 
 def _without_growth(y: Array, material: float) -> GrowthClass:
-    median, high = float(np.median(y)), float(y.max())
-    low, upper = np.percentile(y, (5.0, 95.0))
+    low, median, upper, high = quantiles(y, 0.05, 0.5, 0.95, 1.0)
     if high - median <= max(material, 0.02 * abs(median)):
         return "flat"
-    if big_falls(y) >= 3 and is_saw(y, 0.5 * float(upper - low)):
+    if big_falls(y) >= 3 and is_saw(y, 0.5 * (upper - low)):
         return "saw-tooth"
     above = float(np.mean(y > median + 0.5 * (high - median)))
-    if high - median > max(0.1 * abs(median), 3.0 * float(upper - low)) or above < 0.1:
+    if high - median > max(0.1 * abs(median), 3.0 * (upper - low)) or above < 0.1:
         return "spike"
     return "flat"

@@ -15,6 +15,7 @@ class Thresholds:
 
     # --- how much has to be seen -------------------------------------------------------------------
     min_points: int = 24  # below, a trend test on block minima has no power: verdict `unclear`
+    min_observed_s: float = 30.0  # of a run; below, every program is starting up
     min_segment_share: float = 0.1  # a run shorter than this share of the trace says little about it
     restart_ratio: float = 0.5  # a fall below half of the recent level is a new process, not a free()
     # --- what is material --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+@lru_cache(maxsize=64)
+def _pairs(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.triu_indices(n, k=1)
+
+
 def theil_sen(x: Array, y: Array) -> float:
     """Median of all pairwise slopes of y over x; unit of y per unit of x. Needs two distinct x."""
-    i, j = np.triu_indices(x.size, k=1)
+    i, j = _pairs(x.size)
     run = x[j] - x[i]
     usable = run > 0
     if not usable.any():
@@ -29,7 +35,7 @@ def mann_kendall(y: Array) -> tuple[float, float]:
     n = y.size
     if n < 4:
         return 0.0, 1.0
-    i, j = np.triu_indices(n, k=1)
+    i, j = _pairs(n)
     s = float(np.sign(y[j] - y[i]).sum())
     pairs = n * (n - 1) / 2.0
     _, ties = np.unique(y, return_counts=True)

@@ -10,6 +10,7 @@ _FAILURES = {
     "material": "the growth is too small to matter",
     "soon": "at this slope it would take more than 30 days to fill the limit (or to double)",
     "linear": "a line that lasts to the end explains the floor worse than a ramp that ended, or not well",
+    "grown up": "the process is too young: it may be starting up",
     "long": "the growth is too short a part of what was seen to tell it from a burst",
     "even": "the growth sits in a few jumps",
     "lasting": "the growth has slowed down",

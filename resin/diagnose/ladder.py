@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..model import Diagnosis, Finding, Suspect
-from . import accounting, heapwalk, mappings, memray_attach, preload, remote, stacks
+from . import accounting, heapwalk, mappings, memray_attach, peers, preload, remote, stacks
 from .source import function_at, growth_sites, is_library
 from .target import Gone, Target, inspect
 
 MEBIBYTE = 1048576.0
-RETAINED_SHARE = 0.5  # of what the heap holds resident: above, the allocator keeps more than the program uses
+RETAINED_SHARE = 0.4  # of what the heap holds resident: above, malloc keeps about as much as the program uses
 RETAINED_BYTES = 8 * MEBIBYTE
 
 
@@ -53,7 +53,8 @@ def diagnose(
     before = _try(book, "mappings", lambda: mappings.read_smaps(pid))
     held = accounting.holdings(pid)
     if before is not None and target.readable:
-        book.heap_before = _try(book, "heap walk", lambda: heapwalk.walk(pid, before))
+        book.heap_before = _try(book, "heap walk", lambda: _quietest_heap(pid))
+    beside = peers.peers_of(target)
     started = time.monotonic()
     _inside_or_outside(target, book, seconds)
     time.sleep(max(0.0, started + min(seconds, 1.0) - time.monotonic()))
@@ -61,6 +62,9 @@ def diagnose(
     after = _try(book, "mappings", lambda: mappings.read_smaps(pid)) if before is not None else None
     if before is not None and after is not None:
         book.growth = mappings.growth(before, after)
+        compared = peers.compare(beside, peers.peers_of(target), book.growth.total_bytes)
+        if compared is not None:
+            book.notes.append(compared)
         book.probes.append(f"mappings: {book.growth.total_bytes / MEBIBYTE:+.1f} MiB in the time watched")
         if target.readable:
             book.heap = _try(book, "heap walk", lambda: heapwalk.walk(pid, after))
@@ -72,6 +76,20 @@ def diagnose(
     if allow_attach and not _has_line(book):
         _attach(target, book, seconds)
     return _conclude(target, finding, book)
+
+
+def _quietest_heap(pid: int, readings: int = 4, pause_s: float = 0.3) -> heapwalk.HeapUse | None:
+    """The heap at the moment of several when most of it was free: in the midst of a request it is all in use."""
+    best: heapwalk.HeapUse | None = None
+    for reading in range(readings):
+        if reading:
+            time.sleep(pause_s)
+        found = heapwalk.walk(pid, mappings.read_smaps(pid))
+        if found is None:
+            return best
+        if best is None or found.retained_bytes > best.retained_bytes:
+            best = found
+    return best
 
 
 def _try(book: Notebook, name: str, probe: Callable[[], Any]) -> Any:
@@ -88,19 +106,50 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
     """An allocation window inside the target where there is a way in, else stacks from outside."""
     request = {"op": "window", "seconds": seconds, "frames": 10}
     control = preload.control_dir_of(target.pid)
+    patience_s = 3.0 * seconds + 10.0
     if control is not None:
-        found = preload.ask(control, target.pid, request, timeout_s=3.0 * seconds + 10.0)
-        if _window(book, found, "helper"):
+
+        def ask(wanted: dict[str, Any]) -> dict[str, Any] | None:
+            return preload.ask(control, target.pid, wanted, timeout_s=patience_s)
+
+        if _believed(book, ask(request), "helper"):
+            _types(book, ask)
             return
     reason = remote.usable(target)
     if reason is None:
-        found = remote.ask(target.pid, request, timeout_s=3.0 * seconds + 10.0)
-        if _window(book, found, "remote_exec"):
+
+        def ask_remote(wanted: dict[str, Any]) -> dict[str, Any] | None:
+            return remote.ask(target, wanted, timeout_s=patience_s)
+
+        if _believed(book, ask_remote(request), "remote_exec"):
+            _types(book, ask_remote)
             return
     else:
         book.probes.append(f"remote_exec: not possible ({reason})")
     if target.python is not None:
         _stacks(target, book, seconds)
+
+
+def _types(book: Notebook, ask: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Which objects became more, where tracemalloc saw too little of the growth: tensors and the like."""
+    if book.python_share is None or book.python_share > 0.3:
+        return
+    found = ask({"op": "types", "seconds": 1.0}) or {}
+    grown = found.get("growth")
+    if not isinstance(grown, list):
+        return
+    book.pause_ms += float(found.get("pause_ms", 0.0))
+    told = [f"{g['type']} +{g['count']}" for g in grown[:4] if isinstance(g, dict) and g.get("count", 0) >= 3]
+    book.probes.append("types: " + (", ".join(told) + " in 1 s" if told else "no kind of object became more"))
+
+
+def _believed(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
+    """The window's answer, written down; one that is not what the helper writes is told and left."""
+    try:
+        return _window(book, found, source)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        book.probes.append(f"{source}: the answer is not understood ({type(error).__name__}: {error})")
+        return False
 
 
 def _window(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:

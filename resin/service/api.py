@@ -178,7 +178,7 @@ class Api:
         entity: str | None,
         host: str | None,
     ) -> dict[str, Any]:
-        found = []
+        found: list[dict[str, Any]] = []
         elided = 0
         source = self.findings.source
         for one in source.series(
@@ -197,7 +197,7 @@ class Api:
         horizon = max(STALE_S, 3 * self.config.slow_tick_s)
         latest = self.store.latest(since=time.time() - horizon)
         hosts: dict[str, dict[str, Any]] = {}
-        entities = []
+        entities: list[dict[str, Any]] = []
         for entity, values in latest.items():
             host = hosts.setdefault(entity.host, {"host": entity.host, "processes": 0})
             if entity.pid is None:

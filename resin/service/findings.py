@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..config import Config
@@ -13,10 +14,17 @@ from ..model import Action, Diagnosis, Finding
 from ..store.base import SeriesStore
 from ..store.duck import Store
 from ..store.records import finding_from_json, to_json
+from .echoes import without_echoes
 
 MAX_KEPT = 2000  # findings written per detection, the most severe first
 MAX_HISTORY = 120
-FAMILY = {"uss_bytes", "anon_bytes", "pss_bytes", "rss_bytes"}  # metrics that tell one growth of private memory
+ENDED_AFTER_S = 300.0
+FAMILY = {
+    "uss_bytes",
+    "anon_bytes",
+    "pss_bytes",
+    "rss_bytes",
+}  # metrics that tell one growth of private memory
 
 
 class UnknownFinding(KeyError):
@@ -114,7 +122,9 @@ class Findings:
         from ..agent.identity import is_running
 
         if not is_running(finding.entity):
-            raise ValueError(f"process {finding.entity.pid} has ended, or its pid belongs to another process now")
+            raise ValueError(
+                f"process {finding.entity.pid} has ended, or its pid belongs to another process now"
+            )
         from ..diagnose import diagnose
 
         diagnosis = diagnose(finding.entity.pid, finding=finding)
@@ -153,9 +163,13 @@ class Findings:
         if not apply:
             return [to_json(action) for action in planned]
         if content["status"] != "open" or finding.verdict not in {"leak", "retention"}:
-            raise ValueError(f"finding {finding.id} is {content['status']} ({finding.verdict}): nothing to act on")
+            raise ValueError(
+                f"finding {finding.id} is {content['status']} ({finding.verdict}): nothing to act on"
+            )
         if finding.entity.host != self.host:
-            raise ValueError(f"{finding.entity.host} is another host: run `resin mitigate {finding.id}` there")
+            raise ValueError(
+                f"{finding.entity.host} is another host: run `resin mitigate {finding.id}` there"
+            )
         taken: list[Action] = []
         for action in planned:
             if action.name in self.config.mitigations and not action.applied:
@@ -171,22 +185,32 @@ class Findings:
 
     def _keep(self, found: list[Finding], now: float) -> None:
         worth = [f for f in found if f.verdict in {"leak", "retention"} or f.growth_class != "flat"]
+        worth = without_echoes(worth)
         worth.sort(key=lambda f: (f.verdict != "leak", -f.severity))
         self.elided = max(0, len(worth) - MAX_KEPT)
         before = {f["id"]: f for f in self.store.records.all("finding")}
         documents: list[tuple[str, float, Mapping[str, Any]]] = []
         current = set()
+        silent_s = max(ENDED_AFTER_S, 5 * self.config.slow_tick_s)
+        last_seen = self.store.last_seen(f.entity for f in worth[:MAX_KEPT])
         for finding in worth[:MAX_KEPT]:
             current.add(finding.id)
             old = before.get(finding.id)
             content = to_json(finding)
             history = (old or {}).get("history", [])
             if not history or history[-1]["verdict"] != finding.verdict or now - history[-1]["time_s"] >= 600:
-                point = {"time_s": now, "verdict": finding.verdict, "severity": finding.severity}
+                point: dict[str, Any] = {
+                    "time_s": now,
+                    "verdict": finding.verdict,
+                    "severity": finding.severity,
+                }
                 point["slope_bytes_per_hour"] = finding.slope_bytes_per_hour
                 history = [*history, point][-MAX_HISTORY:]
+            # A process without new samples has ended (or its host is away): what it did stays on record.
+            ended_s = last_seen.get(finding.entity, now)
             content.update(
-                status="open",
+                status="ended" if now - ended_s > silent_s else "open",
+                ended_s=ended_s if now - ended_s > silent_s else None,
                 first_seen_s=(old or {}).get("first_seen_s", now),
                 last_seen_s=now,
                 cleared_s=None,
@@ -197,7 +221,7 @@ class Findings:
         # after anonymous memory): the finding goes on under that id, it has not cleared.
         heirs = {(f.entity.key, f.verdict): f.id for f in reversed(worth[:MAX_KEPT]) if f.metric in FAMILY}
         for identifier, old in before.items():
-            if identifier in current or old["status"] != "open":
+            if identifier in current or old["status"] not in {"open", "ended"}:
                 continue
             heir = heirs.get((old["entity"]["key"], old["verdict"])) if old["metric"] in FAMILY else None
             if heir:
@@ -215,7 +239,8 @@ class DetectionLoop:
         self.config = config
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resin-detect", daemon=True)
-        self._tried: set[str] = set()
+        self._diagnosing = ThreadPoolExecutor(1, thread_name_prefix="resin-diagnose")
+        self._leaking: dict[str, int] = {}  # finding id -> detections in a row that called it a leak
         self._acted: dict[str, float] = {}
 
     def start(self) -> None:
@@ -225,6 +250,7 @@ class DetectionLoop:
     def stop(self) -> None:
         """End after the scan in progress."""
         self._stop.set()
+        self._diagnosing.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
@@ -237,25 +263,36 @@ class DetectionLoop:
                 self._react(self.findings.detect())
                 if time.monotonic() > retention_due:
                     self.findings.store.forget_before(time.time() - self.config.retention_s)
-                    retention_due = time.monotonic() + 3600.0
-            except Exception as error:  # one failed pass must not end detection; /metrics and the page show it
+                    retention_due = time.monotonic() + min(3600.0, self.config.retention_s / 4)
+            except (
+                Exception
+            ) as error:  # one failed pass must not end detection; /metrics and the page show it
                 self.findings.last_error = f"{type(error).__name__}: {error}"
             # A large fleet's scan takes a while: never use more than a fifth of the time for it.
             pause = max(self.config.detect_every_s, 4 * (time.monotonic() - started))
 
     def _react(self, open_findings: list[dict[str, Any]]) -> None:
+        leaking = {f["id"] for f in open_findings if f["verdict"] in {"leak", "retention"}}
+        self._leaking = {i: self._leaking.get(i, 0) + 1 for i in leaking}
         for finding in open_findings:
             local = finding["entity"]["host"] == self.findings.host and finding["entity"]["pid"] is not None
             if finding["verdict"] not in {"leak", "retention"} or not local:
                 continue
             identifier = finding["id"]
             try:
-                if self.config.auto_diagnose and identifier not in self._tried:
-                    self._tried.add(identifier)
-                    self.findings.diagnose(identifier)
+                # Confirmed once: the first judgement on a young process may be of its warm-up.
+                if self.config.auto_diagnose and self._leaking[identifier] == 2:
+                    self._diagnosing.submit(self._diagnose, identifier)
                 due = time.monotonic() - self._acted.get(identifier, -1e9) >= self.config.mitigate_cooldown_s
                 if self.config.mitigations and due:
                     self._acted[identifier] = time.monotonic()
                     self.findings.mitigate(identifier, apply=True)
             except (ValueError, OSError, KeyError) as error:
                 self.findings.last_error = f"{identifier}: {error}"
+
+    def _diagnose(self, identifier: str) -> None:
+        """One diagnosis at a time, beside detection: it takes seconds in which others may clear."""
+        try:
+            self.findings.diagnose(identifier)
+        except Exception as error:  # a process that ends while it is looked at is not the service's end
+            self.findings.last_error = f"diagnosis of {identifier}: {type(error).__name__}: {error}"

@@ -43,7 +43,12 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
     hosts = [({"host": h}, at) for h, at in sorted(committer.last_sample_s.items()) if at > horizon]
     if hosts:
         parts.append(
-            _family("resin_agent_last_sample_timestamp_seconds", "gauge", "Time of the newest sample of a host.", hosts)
+            _family(
+                "resin_agent_last_sample_timestamp_seconds",
+                "gauge",
+                "Time of the newest sample of a host.",
+                hosts,
+            )
         )
     if findings.last_run_s is not None:
         parts.append(
@@ -59,8 +64,18 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
     for name, field, factor, help_text in (
         ("resin_finding_severity", "severity", 1.0, "Severity of an open finding, 0 to 1."),
         ("resin_finding_confidence", "confidence", 1.0, "Confidence of an open finding, 0 to 1."),
-        ("resin_finding_slope_per_hour", "slope_bytes_per_hour", 1.0, "Growth per hour in the metric's unit."),
-        ("resin_finding_time_to_limit_seconds", "hours_to_limit", 3600.0, "Time until the limit at this growth."),
+        (
+            "resin_finding_slope_per_hour",
+            "slope_bytes_per_hour",
+            1.0,
+            "Growth per hour in the metric's unit.",
+        ),
+        (
+            "resin_finding_time_to_limit_seconds",
+            "hours_to_limit",
+            3600.0,
+            "Time until the limit at this growth.",
+        ),
     ):
         lines = [(_labels(f), factor * f[field]) for f in shown if f.get(field) is not None]
         if lines:

@@ -26,7 +26,9 @@ def serve(config: Config, *, with_agent: bool = False) -> int:
         sampling = LocalSampling(config, app.state.committer) if with_agent else None
         scheme = "https" if config.tls_cert else "http"
         host = f"[{config.listen_host}]" if ":" in config.listen_host else config.listen_host
-        print(f"resin serves on {scheme}://{host}:{config.listen_port} (store {config.store_file})", flush=True)
+        print(
+            f"resin serves on {scheme}://{host}:{config.listen_port} (store {config.store_file})", flush=True
+        )
         if sampling:
             sampling.start()
         uvicorn.run(

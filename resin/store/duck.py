@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,7 +90,7 @@ class Store:
             index = np.asarray(entity_index)
             own = numbers[index] if metric_id is not None else np.full(len(index), -1)
             kept = own >= 0
-            columns = {
+            columns: dict[str, NDArray[Any]] = {
                 "entity": own[kept].astype(np.uint32),
                 "metric": np.full(int(kept.sum()), metric_id or 0, dtype=np.uint16),
                 "time_ms": np.rint(np.asarray(times_s, dtype=np.float64)[kept] * 1000).astype(np.int64),
@@ -166,6 +167,18 @@ class Store:
             values["time_s"] = max(values["time_s"], time_ms / 1000.0)
         return found
 
+    def last_seen(self, entities: Iterable[Entity]) -> dict[Entity, float]:
+        """Time of the newest sample of each of these entities that has any."""
+        with self._write:
+            numbers = {self._entities.ids[e]: e for e in entities if e in self._entities.ids}
+        if not numbers:
+            return {}
+        rows = self._cursor().execute(
+            "SELECT entity, max(time_ms) FROM samples WHERE entity IN (SELECT unnest(?)) GROUP BY 1",
+            [list(numbers)],
+        )
+        return {numbers[number]: time_ms / 1000.0 for number, time_ms in rows.fetchall()}
+
     def sample_count(self) -> int:
         """Number of values stored."""
         row = self._cursor().execute("SELECT count(*) FROM samples").fetchone()
@@ -183,20 +196,29 @@ class Store:
 
     def forget_before(self, time_s: float) -> int:
         """Delete samples older than `time_s`, entities left without any, and old sessions; returns the values."""
+        cutoff = [_ms(time_s, 0)]
         with self._write:
-            cutoff = [_ms(time_s, 0)]
-            self._connection.execute("BEGIN")
-            row = self._connection.execute("DELETE FROM samples WHERE time_ms < ?", cutoff).fetchone()
-            self._connection.execute("DELETE FROM records WHERE time_ms < ?", cutoff)
-            self._connection.execute(
-                "DELETE FROM sessions WHERE time_ms < ? OR (session, seq) NOT IN "
-                "(SELECT (session, max(seq)) FROM sessions GROUP BY session)",
-                cutoff,
-            )
-            self._connection.execute("DELETE FROM entities WHERE id NOT IN (SELECT DISTINCT entity FROM samples)")
-            self._connection.execute("COMMIT")
-            self._connection.execute("CHECKPOINT")
+            connection = self._connection
+            try:
+                connection.execute("BEGIN")
+                row = connection.execute("DELETE FROM samples WHERE time_ms < ?", cutoff).fetchone()
+                connection.execute("DELETE FROM records WHERE time_ms < ?", cutoff)
+                connection.execute(
+                    "DELETE FROM sessions WHERE time_ms < ? OR (session, seq) NOT IN "
+                    "(SELECT (session, max(seq)) FROM sessions GROUP BY session)",
+                    cutoff,
+                )
+                connection.execute(
+                    "DELETE FROM entities WHERE id NOT IN (SELECT DISTINCT entity FROM samples)"
+                )
+                connection.execute("COMMIT")
+            except duckdb.Error as error:
+                self._recover(error)
+                raise StoreError(f"cannot forget old samples of the store {self.path}: {error}") from error
             self._load()
+            # Gives the space back now; with readers at work DuckDB may refuse, and does it at the next occasion.
+            with contextlib.suppress(duckdb.Error):
+                connection.execute("CHECKPOINT")
             return int(row[0]) if row else 0
 
     def close(self) -> None:
@@ -274,7 +296,7 @@ class Store:
                 if batch.session:
                     sessions[batch.session] = (batch.seq, newest_ms)
                 results.append(Appended(stored, elided))
-            columns = {
+            columns: dict[str, NDArray[Any]] = {
                 "entity": np.array(entity, dtype=np.uint32),
                 "metric": np.array(metric, dtype=np.uint16),
                 "time_ms": np.array(time_ms, dtype=np.int64),
@@ -310,10 +332,8 @@ class Store:
 
     def _recover(self, error: duckdb.Error) -> None:
         """Bring connection and dictionaries back to what is on disk after a failed transaction."""
-        try:
+        with contextlib.suppress(duckdb.Error):
             self._connection.execute("ROLLBACK")
-        except duckdb.Error:
-            pass
         if isinstance(error, (duckdb.FatalException, duckdb.InternalException)) and self.path:
             self._connection.close()  # DuckDB refuses to go on with this instance
             self._open()

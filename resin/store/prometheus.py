@@ -8,6 +8,7 @@ with query_range, one step per window.
 from __future__ import annotations
 
 import math
+import re
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from .query import limit_metric
 from .remote import HEADERS, PREFIX, compress, entity_of, write_request
 
 DEFAULT_LOOKBACK_S = 86400.0
+HOSTS_AT_ONCE = 50
 MAX_STEPS = 10_000  # servers refuse more than 11,000 points per series
 
 
@@ -69,19 +71,17 @@ class PrometheusStore:
         entity: str | None = None,
         host: str | None = None,
     ) -> Iterator[Series]:
-        """See `SeriesStore.series`. One query per component bounds what is in memory."""
+        """See `SeriesStore.series`. Asked for a number of hosts at a time, which bounds what is in memory."""
         since, until = self._range(since, until)
-        matchers = {"component": component, "host": host}
-        if component is None and entity is None:
-            components = self._label_values("component", metric, since, until, host)
-        elif component is None:
-            components = sorted({e.component for e in self._entities(metric, since, until, host, entity)})
-        else:
-            components = [component]
-        found: list[Series] = []
-        for name in components:
-            found.extend(self._series_of(metric, {**matchers, "component": name}, since, until, entity))
-        yield from sorted(found, key=lambda s: s.entity.key)
+        hosts = [host] if host is not None else self._label_values("host", metric, since, until, component)
+        if entity is not None:
+            hosts = [h for h in hosts if entity.startswith(f"{h}/")]
+        # In order of entity keys, which begin with the host and a slash.
+        hosts.sort(key=lambda h: f"{h}/")
+        for first in range(0, len(hosts), HOSTS_AT_ONCE):
+            part = hosts[first : first + HOSTS_AT_ONCE]
+            found = self._series_of(metric, _matchers(part, component), since, until, entity)
+            yield from sorted(found, key=lambda s: s.entity.key)
 
     def pivot(
         self,
@@ -146,7 +146,7 @@ class PrometheusStore:
         self._client.close()
 
     def _series_of(
-        self, metric: str, matchers: dict[str, str | None], since: float, until: float, entity: str | None
+        self, metric: str, matchers: str, since: float, until: float, entity: str | None
     ) -> list[Series]:
         points = self._raw(metric, matchers, since, until)
         limits = self._last(limit_metric(metric), matchers, until)
@@ -168,12 +168,14 @@ class PrometheusStore:
         return found
 
     def _raw(
-        self, metric: str, matchers: dict[str, str | None], since: float, until: float
+        self, metric: str, matchers: str, since: float, until: float
     ) -> dict[Entity, tuple[np.ndarray, np.ndarray]]:
         """Samples with times in [since, until) by entity."""
         duration_ms = max(1, round((until - since) * 1000))
         answer = self._get(
-            "/api/v1/query", query=f"{_selector(metric, matchers)}[{duration_ms}ms]", time=f"{until - 0.001:.3f}"
+            "/api/v1/query",
+            query=f"{_selector(metric, matchers)}[{duration_ms}ms]",
+            time=f"{until - 0.001:.3f}",
         )
         found = {}
         for one in answer["result"]:
@@ -187,7 +189,7 @@ class PrometheusStore:
                 found[entity] = (times[inside], values[inside])
         return found
 
-    def _last(self, metric: str | None, matchers: dict[str, str | None], until: float) -> dict[Entity, float]:
+    def _last(self, metric: str | None, matchers: str, until: float) -> dict[Entity, float]:
         if metric is None:
             return {}
         window = f"{round(self.lookback_s * 1000)}ms"
@@ -200,26 +202,18 @@ class PrometheusStore:
                 found[entity] = float(one["value"][1])
         return found
 
-    def _label_values(self, label: str, metric: str, since: float, until: float, host: str | None) -> list[str]:
-        return sorted(
+    def _label_values(
+        self, label: str, metric: str, since: float, until: float, component: str | None
+    ) -> list[str]:
+        matcher = _selector(metric, _matchers([], component))
+        return list(
             self._get(
-                f"/api/v1/label/{label}/values", start=f"{since:.3f}", end=f"{until:.3f}",
-                **{"match[]": _selector(metric, {"host": host})},
+                f"/api/v1/label/{label}/values",
+                start=f"{since:.3f}",
+                end=f"{until:.3f}",
+                **{"match[]": matcher},
             )
-        )  # fmt: skip
-
-    def _entities(
-        self, metric: str, since: float, until: float, host: str | None, key: str
-    ) -> Iterator[Entity]:
-        # A key begins with its host, which may hold slashes itself: ask for all that it could be.
-        answer = self._get(
-            "/api/v1/series", start=f"{since:.3f}", end=f"{until:.3f}",
-            **{"match[]": _selector(metric, {"host": host})},
-        )  # fmt: skip
-        for labels in answer:
-            entity = entity_of(labels)
-            if entity is not None and entity.key == key:
-                yield entity
+        )
 
     def _range(self, since: float | None, until: float | None) -> tuple[float, float]:
         end = time.time() + 1.0 if until is None else until
@@ -244,10 +238,21 @@ class PrometheusStore:
         return content.get("data") or []
 
 
-def _selector(metric: str, matchers: dict[str, str | None]) -> str:
+def _matchers(hosts: list[str], component: str | None) -> str:
+    """Label matchers for any of `hosts` (all when empty) and one component (all when None)."""
+    parts = []
+    if len(hosts) == 1:
+        parts.append(f'host="{_escape(hosts[0])}"')
+    elif hosts:
+        parts.append(f'host=~"{_escape("|".join(re.escape(h) for h in hosts))}"')
+    if component is not None:
+        parts.append(f'component="{_escape(component)}"')
+    return ",".join(parts)
+
+
+def _selector(metric: str, matchers: str) -> str:
     _check(metric)
-    inside = ",".join(f'{name}="{_escape(value)}"' for name, value in matchers.items() if value is not None)
-    return f"{PREFIX}{metric}{{{inside}}}" if inside else f"{PREFIX}{metric}"
+    return f"{PREFIX}{metric}{{{matchers}}}" if matchers else f"{PREFIX}{metric}"
 
 
 def _check(metric: str) -> None:

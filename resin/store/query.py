@@ -65,7 +65,11 @@ def read_series(
 
 
 def _counts(
-    cursor: duckdb.DuckDBPyConnection, metric_id: int, since_ms: int, until_ms: int, numbers: dict[int, Entity]
+    cursor: duckdb.DuckDBPyConnection,
+    metric_id: int,
+    since_ms: int,
+    until_ms: int,
+    numbers: dict[int, Entity],
 ) -> dict[int, int]:
     few = f"AND entity IN ({', '.join(map(str, numbers))})" if len(numbers) <= 1000 else ""
     rows = cursor.execute(
@@ -141,7 +145,12 @@ def _work_at(
 
 
 def read_pivot(
-    cursor: duckdb.DuckDBPyConnection, metric: str, metric_id: int, window_s: float, since_ms: int, until_ms: int
+    cursor: duckdb.DuckDBPyConnection,
+    metric: str,
+    metric_id: int,
+    window_s: float,
+    since_ms: int,
+    until_ms: int,
 ) -> Pivot:
     """Bucketization pivot: hosts per component, half-octave bucket and window, all in the engine.
 

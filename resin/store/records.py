@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Records:
         """Write one document, replacing the one of the same kind and id."""
         self.put_many(kind, [(identifier, time_s, content)])
 
-    def put_many(self, kind: str, documents: list[tuple[str, float, Mapping[str, Any]]]) -> None:
+    def put_many(self, kind: str, documents: Sequence[tuple[str, float, Mapping[str, Any]]]) -> None:
         """Write documents with distinct ids in one transaction."""
         if not documents:
             return
@@ -41,7 +41,9 @@ class Records:
                 "content": np.array([json.dumps(d[2]) for d in documents], dtype=object),
             }
             try:
-                cursor.execute("DELETE FROM records WHERE kind = ? AND id IN (SELECT id FROM columns)", [kind])
+                cursor.execute(
+                    "DELETE FROM records WHERE kind = ? AND id IN (SELECT id FROM columns)", [kind]
+                )
                 cursor.execute("INSERT INTO records SELECT * FROM columns")
                 cursor.execute("COMMIT")
             except Exception:

@@ -96,9 +96,13 @@ def _message_class() -> Any:
             label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
             described.field.add(name=field_name, number=number, type=kind, label=label, type_name=type_name)
 
-    message("Label", ("name", 1, field.TYPE_STRING, None, False), ("value", 2, field.TYPE_STRING, None, False))
     message(
-        "Sample", ("value", 1, field.TYPE_DOUBLE, None, False), ("timestamp", 2, field.TYPE_INT64, None, False)
+        "Label", ("name", 1, field.TYPE_STRING, None, False), ("value", 2, field.TYPE_STRING, None, False)
+    )
+    message(
+        "Sample",
+        ("value", 1, field.TYPE_DOUBLE, None, False),
+        ("timestamp", 2, field.TYPE_INT64, None, False),
     )
     message(
         "TimeSeries",

@@ -45,12 +45,17 @@ batches = st.fixed_dictionaries(
         "session": st.sampled_from(["s", "s", ""]) | values,
         "seq": st.integers() | values,
         "host": st.sampled_from(["h", "h"]) | values,
-        "samples": st.lists(rows | st.sampled_from([["c", 1, 2.0, None, 3.0, {"m": 1}]]), max_size=3) | values,
+        "samples": st.lists(rows | st.sampled_from([["c", 1, 2.0, None, 3.0, {"m": 1}]]), max_size=3)
+        | values,
     }
 )
 
 
-@given(st.binary(max_size=200) | batches.map(lambda b: json.dumps(b).encode()) | values.map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=200)
+    | batches.map(lambda b: json.dumps(b).encode())
+    | values.map(lambda v: json.dumps(v).encode())
+)
 def test_hostile_batches_are_refused_with_words(data):
     try:
         batch = wire.decode(data)

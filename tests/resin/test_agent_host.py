@@ -28,7 +28,10 @@ def write(folder, **files):
         (folder / name.replace("__", ".")).write_text(text)
 
 
-V2_STAT = "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\n"
+V2_STAT = (
+    "anon 734003200\nfile 104857600\nkernel 20971520\nslab 10485760\npagetables 2097152\nshmem 1048576\n"
+    "slab_reclaimable 8388608\n"
+)
 
 
 def version2(host):
@@ -49,7 +52,8 @@ def test_version2(host):
     host.process(100, TRAIN, cgroup="0::/kubepods/pod7\n")
     found = by_component(host.sampler().sample())
     assert found["cgroup:kubepods/pod7"] == {
-        "cgroup_bytes": 845152256.0,
+        "cgroup_bytes": 845152256.0 - 104857600 + 1048576 - 8388608,
+        "cgroup_usage_bytes": 845152256.0,
         "cgroup_anon_bytes": 734003200.0,
         "cgroup_file_bytes": 104857600.0,
         "cgroup_kernel_bytes": 20971520.0,
@@ -67,7 +71,9 @@ def test_version2(host):
 
 def test_version1(host):
     folder = host.cgroup / "memory" / "docker" / "abc"
-    write(host.cgroup / "memory", memory__usage_in_bytes="1\n", memory__limit_in_bytes="9223372036854771712\n")
+    write(
+        host.cgroup / "memory", memory__usage_in_bytes="1\n", memory__limit_in_bytes="9223372036854771712\n"
+    )
     write(
         folder,
         memory__usage_in_bytes="500\n",
@@ -75,13 +81,15 @@ def test_version1(host):
         memory__failcnt="4\n",
         memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         memory__kmem__usage_in_bytes="77\n",
-        memory__stat="cache 1\nrss 2\ntotal_cache 10\ntotal_rss 20\nhierarchical_memory_limit 2147483648\n",
+        memory__stat="cache 1\nrss 2\ntotal_cache 10\ntotal_shmem 3\n"
+        "total_rss 20\nhierarchical_memory_limit 2147483648\n",
     )
     host.process(100, TRAIN, cgroup="5:cpu:/x\n4:memory:/docker/abc\n0::/\n")
     found = by_component(host.sampler().sample())
     values = found["cgroup:memory/docker/abc"]
     assert values["cgroup_anon_bytes"] == 20
     assert values["cgroup_kernel_bytes"] == 77
+    assert (values["cgroup_usage_bytes"], values["cgroup_bytes"]) == (500, 490 + 3)
     assert values["cgroup_oom_kills_total"] == 2
     assert "cgroup_limit_bytes" not in values  # unlimited is absent
     assert found["train.py"]["limit_bytes"] == 2147483648
@@ -104,7 +112,8 @@ def test_without_cgroups_the_hosts_memory_is_the_limit(host):
 
 def test_kernel_and_shared_memory(host):
     found = by_component(host.sampler().sample())
-    assert found["kernel"]["slab_bytes"] == 179540 * 1024
+    assert found["kernel"]["slab_bytes"] == 26520 * 1024
+    assert found["kernel"]["slab_reclaimable_bytes"] == 153020 * 1024
     assert found["kernel"]["page_tables_bytes"] == 2532 * 1024
     assert found["kernel"]["vmalloc_bytes"] == 14268 * 1024
     assert found["host"]["memory_total_bytes"] == 24684092 * 1024
@@ -211,7 +220,7 @@ def test_requests_from_the_jobs_own_endpoint(host):
 def test_sum_metric():
     assert sum_metric("a 1\nab 2\n", "a") == 1
     assert sum_metric("", "a") is None
-    assert sum_metric("a{x=\"1\"} nonsense\n", "a") is None
+    assert sum_metric('a{x="1"} nonsense\n', "a") is None
 
 
 def test_malformed_work_source_is_refused():

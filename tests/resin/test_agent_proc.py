@@ -29,7 +29,9 @@ def test_memory_split_and_identity(host):
     sample = next(s for s in host.sampler().sample() if s.entity.pid == 100)
     assert sample.entity == Entity("h", "train.py", 100, 1_700_001_234.56, "train.py/100@1700001235")
     assert sample.time_s == 1_700_001_000.0
-    assert {k: sample.values[k] for k in ("rss_bytes", "anon_bytes", "file_bytes", "shmem_bytes", "swap_bytes")} == {
+    assert {
+        k: sample.values[k] for k in ("rss_bytes", "anon_bytes", "file_bytes", "shmem_bytes", "swap_bytes")
+    } == {
         "rss_bytes": 62_000 * 1024,
         "anon_bytes": 50_000 * 1024,
         "file_bytes": 9_000 * 1024,
@@ -247,7 +249,11 @@ def test_is_running_tells_processes_apart():
     [
         (["/usr/bin/python3.11", "-u", "/a/b/train.py", "--lr=1"], "python3.11", "train.py"),
         (["python", "/srv/shop/main.py"], "python", "shop/main.py"),
-        (["python", "-W", "ignore", "-m", "vllm.entrypoints.api_server"], "python", "vllm.entrypoints.api_server"),
+        (
+            ["python", "-W", "ignore", "-m", "vllm.entrypoints.api_server"],
+            "python",
+            "vllm.entrypoints.api_server",
+        ),
         (["python", "-um", "http.server"], "python", "http.server"),
         (["python3", "-c", "import time"], "python3", "python-c"),
         (["python3"], "python3", "python3"),
@@ -258,7 +264,7 @@ def test_is_running_tells_processes_apart():
         (["java", "-Xmx1g", "-jar", "/opt/app.jar"], "java", "app.jar"),
         (["node", "--inspect", "server.js"], "node", "server.js"),
         ([], "some-thread2", "some-thread2"),
-        (["evil\n{name}\"\\x"], "e", "evil__name___x"),
+        (['evil\n{name}"\\x'], "e", "evil__name___x"),
     ],
 )
 def test_component_names(argv, comm, expected):
@@ -267,7 +273,12 @@ def test_component_names(argv, comm, expected):
 
 def test_worker_roles():
     assert worker_role(TRAIN, TRAIN, "python3") == "worker"
-    spawned = ["python3", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()", "--multiprocessing-fork"]
+    spawned = [
+        "python3",
+        "-c",
+        "from multiprocessing.spawn import spawn_main; spawn_main()",
+        "--multiprocessing-fork",
+    ]
     assert worker_role(spawned, TRAIN, "python3") == "worker"
     tracker = ["python3", "-c", "from multiprocessing.resource_tracker import main;main(5)"]
     assert worker_role(tracker, TRAIN, "python3") == "resource-tracker"

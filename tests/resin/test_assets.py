@@ -20,7 +20,9 @@ from resin.service import app as service_app
 RULES = service_app.ASSETS / "alerts.yml"
 DASHBOARD = service_app.ASSETS / "grafana.json"
 
-LABELS = 'id="f1",host="h",component="train.py",pid="4",metric="anon_bytes",verdict="leak",growth_class="steady"'
+LABELS = (
+    'id="f1",host="h",component="train.py",pid="4",metric="anon_bytes",verdict="leak",growth_class="steady"'
+)
 UNIT_TEST = f"""
 rule_files: [{RULES}]
 evaluation_interval: 1m

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -14,17 +15,34 @@ from resin.show import bytes_text, finding_lines, plot
 
 
 def run(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "resin", *arguments], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "resin", *arguments], capture_output=True, text=True, **options
+    )
 
 
 def modules_after(statement):
     code = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
 
 
 def test_the_agent_stays_light():
-    loaded = modules_after("import resin.agent.agent, resin.agent.sender, resin.agent.buffer, resin.commands.agent")
-    assert not loaded & {"numpy", "duckdb", "rich", "starlette", "uvicorn", "httpx", "google.protobuf", "psutil"}
+    loaded = modules_after(
+        "import resin.agent.agent, resin.agent.sender, resin.agent.buffer, resin.commands.agent"
+    )
+    assert not loaded & {
+        "numpy",
+        "duckdb",
+        "rich",
+        "starlette",
+        "uvicorn",
+        "httpx",
+        "google.protobuf",
+        "psutil",
+    }
 
 
 def test_commands_import_only_themselves():
@@ -56,7 +74,12 @@ def test_config_from_file_environment_and_options(tmp_path):
     path.write_text('tick_s = 5\nmitigations = ["notify", "trim"]\nhost = "from-file"\n')
     config = load_config(str(path), environ={"RESIN_HOST": "from-env", "RESIN_MAX_ENTITIES": "7", "OTHER": "x",
                                              "RESIN_STEPS_FILE": "/run/steps"})  # fmt: skip
-    assert (config.tick_s, config.mitigations, config.host, config.max_entities) == (5.0, ("notify", "trim"), "from-env", 7)
+    assert (config.tick_s, config.mitigations, config.host, config.max_entities) == (
+        5.0,
+        ("notify", "trim"),
+        "from-env",
+        7,
+    )
     done = run("--config", str(path), "--set", "host=given", "doctor", "--options")
     assert "host = 'given'" in done.stdout
     assert "tick_s = 5.0" in done.stdout
@@ -125,7 +148,19 @@ def test_findings_and_explain_read_the_store_when_no_service_runs(tmp_path):
     from resin.store import Store
 
     entity = Entity("h", "train.py", 4, 50.0)
-    finding = Finding("abcdef0123", entity, "anon_bytes", "leak", "steady", 1000.0, 4000.0, 3.6e9, 0.9, 0.8, why=("it grows",))
+    finding = Finding(
+        "abcdef0123",
+        entity,
+        "anon_bytes",
+        "leak",
+        "steady",
+        1000.0,
+        4000.0,
+        3.6e9,
+        0.9,
+        0.8,
+        why=("it grows",),
+    )
     with Store(str(tmp_path / "resin.duckdb")) as store:
         store.append([Sample(entity, 10.0 * i, {"anon_bytes": 1e8 + 1e7 * i}) for i in range(400)])
         Findings(store, Config())._keep([finding], 4000.0)
@@ -165,8 +200,30 @@ def test_watch_passes_output_and_exit_code_through():
     assert run("watch").returncode == 2
 
 
+def test_watch_for_a_while_ends_the_whole_tree(tmp_path):
+    pids = tmp_path / "pids"
+    code = (
+        "import os, time\n"
+        "for _ in range(2):\n"
+        "    if os.fork() == 0: break\n"
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "time.sleep(600)"
+    )
+    done = run("watch", "--tick", "0.1", "--for", "1.5", "--", sys.executable, "-c", code, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for pid in pids.read_text().split():
+        stat = pathlib.Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or ") Z " in stat.read_text()
+
+
 def test_byte_texts():
-    assert [bytes_text(v) for v in (0, 1023, 1536, -2**20, 250 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "-1.0 MiB", "250 GiB"]
+    assert [bytes_text(v) for v in (0, 1023, 1536, -(2**20), 250 * 2**30)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "-1.0 MiB",
+        "250 GiB",
+    ]
 
 
 def test_plot_has_its_shape():
@@ -180,7 +237,8 @@ def test_plot_has_its_shape():
 
 def test_finding_lines_hold_the_numbers():
     content = {
-        "entity": {"key": "h/a/1@2"}, "metric": "anon_bytes", "verdict": "leak", "growth_class": "steady", "start_s": 5.0,
+        "entity": {"key": "h/a/1@2"}, "metric": "anon_bytes", "verdict": "leak", "growth_class": "steady",
+        "start_s": 5.0,
         "slope_bytes_per_hour": 2.0**30, "bytes_per_step": 2048.0, "hours_to_limit": 2.5, "severity": 0.5,
         "confidence": 0.75, "why": ["reason"], "would_settle": "more time",
     }  # fmt: skip

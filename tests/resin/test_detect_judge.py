@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resin.detect import judge, judge_many
 from resin.model import Entity, Series
@@ -56,6 +58,13 @@ def test_leak_behind_a_warm_up_is_found():
     finding = judge(series(y))
     assert finding.verdict == "leak"
     assert finding.start_s == pytest.approx(360 * 60, abs=72 * 60)
+
+
+def test_leak_of_a_program_that_loads_a_lot_first():
+    i = np.arange(120)
+    loading = 180 * MIB * np.minimum(1.0, i / 12) + 40 * MIB * np.minimum(1.0, i / 25)
+    finding = judge(series(10 * MIB + loading + 0.6 * MIB * i + noise(120, 0.2), step_s=0.5))
+    assert finding.verdict == "leak"
 
 
 def test_growth_that_slows_down_is_unclear_and_says_what_settles_it():
@@ -181,3 +190,18 @@ def test_simulated_series_meet_the_promise():
     for one, f in zip(labelled, findings):
         if one.leaks and f.verdict == "leak":
             assert abs(f.start_s - one.start_s) <= 0.1 * one.series.times_s[-1]
+
+
+@given(
+    st.lists(st.floats(-1e15, 1e15, allow_nan=False), min_size=0, max_size=150),
+    st.sampled_from([None, 0.0, 1.0, 1e12]),
+    st.sampled_from(["anon_bytes", "fds", "memory_utilisation"]),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_in_a_finding_comes_out(values, limit, metric, with_work):
+    finding = judge(series(values, limit=limit, metric=metric, work=np.abs(values) if with_work else None))
+    assert finding.verdict in {"leak", "bounded", "unclear"}
+    assert 0.0 <= finding.severity <= 1.0
+    assert 0.0 <= finding.confidence <= 1.0
+    assert all(np.isfinite(v) for v in finding.evidence.values())

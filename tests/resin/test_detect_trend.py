@@ -124,4 +124,13 @@ def test_largest_fall_and_onset():
     assert largest_fall(t, y, 0.0, 399.0, 50.0) == pytest.approx(6.0)
     assert largest_fall(t, np.full(400, 3.0), 0.0, 399.0, 50.0) == 0.0
     assert largest_fall(t[:10], y[:10], 0.0, 9.0, 5.0) is None
-    assert onset(t, 5.0 + 0.5 * np.clip(t - 120, 0, None), 0.5) == pytest.approx(120, abs=5)
+
+
+def test_onset_is_followed_back():
+    t = np.arange(400.0)
+    line = 0.5 * np.clip(t - 120, 0, None)
+    view = {"slope_per_s": 0.5, "from_s": 250.0, "to_s": 399.0, "tolerance_s": 8.0}
+    assert onset(t, 5.0 + line, **view) == pytest.approx(120, abs=12)
+    assert onset(t, 5.0 + 0.5 * t, **view) == 0.0
+    stepped = np.where(t < 180, 1.0, 90.0) + line  # something else moved the level at 180
+    assert onset(t, stepped, **view) == pytest.approx(180, abs=12)

@@ -7,6 +7,7 @@ import textwrap
 from resin.diagnose.accounting import Holdings, difference
 from resin.diagnose.mappings import growth, parse_smaps
 from resin.diagnose.memray_attach import _suspects
+from resin.diagnose.peers import Peers, compare
 from resin.diagnose.remote import usable
 from resin.diagnose.source import function_at, growth_sites, is_library
 from resin.diagnose.target import Target
@@ -139,3 +140,14 @@ def test_memray_table():
         ("/srv/data.py", 7, "load", 1000.0),
     ]
     assert found[0].share == 0.75
+
+
+def test_peers_tell_code_from_data():
+    mib = 1 << 20
+    before = Peers({1: 100 * mib, 2: 100 * mib, 3: 100 * mib, 9: 5})
+    alike = Peers({1: 110 * mib, 2: 111 * mib, 3: 109 * mib})
+    assert "look at the code" in compare(before, alike, 10 * mib)
+    assert "look at its data" in compare(before, before, 10 * mib)
+    assert "1 of them" in compare(before, Peers({1: 110 * mib, 2: 100 * mib, 3: 100 * mib}), 10 * mib)
+    assert compare(Peers({}), Peers({}), 10 * mib) is None
+    assert compare(before, alike, 1000) is None

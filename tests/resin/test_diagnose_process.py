@@ -15,7 +15,7 @@ import pytest
 
 from resin.diagnose import Gone, diagnose, heapwalk, preload, remote, stacks
 from resin.diagnose.mappings import read_smaps
-from resin.diagnose.target import inspect
+from resin.diagnose.target import Target, inspect
 
 LEAK = textwrap.dedent(
     """\
@@ -160,6 +160,64 @@ def test_what_is_sent_to_a_314_interpreter_runs(tmp_path):
     found = json.loads(answer.read_text())
     assert found["places"][0]["stack"][-1][0] == "<string>"
     assert found["places"][0]["steady_bytes"] > 50_000
+
+
+def test_no_link_of_the_target_is_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    control = tmp_path / "control"
+    control.mkdir()
+    pid = os.getpid()
+    (control / f"{pid}.request.part").symlink_to(victim)
+    (control / f"{pid}.request").symlink_to(victim)
+    assert preload.ask(control, pid, {"op": "trim"}, timeout_s=0.2) is None
+    assert victim.read_text() == "precious"
+    link = tmp_path / "link"
+    link.symlink_to(control)
+    assert "error" in preload.ask(link, pid, {"op": "trim"}, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("answer", ["[]", "{", '{"places": 3, "pause_ms": 1}'])
+def test_a_strange_answer_is_told_and_left(tmp_path, answer):
+    directory = tmp_path / "control"
+    directory.mkdir()
+    text = textwrap.dedent(
+        f"""
+        import os, time
+        base = os.path.join({str(directory)!r}, str(os.getpid()))
+        open(base + ".ready", "w").close()
+        while not os.path.exists(base + ".request"):
+            time.sleep(0.01)
+        open(base + ".part", "w").write({answer!r})
+        os.rename(base + ".part", base + ".answer")
+        time.sleep(20)
+        """
+    )
+    env = {**os.environ, preload.CONTROL_VARIABLE: str(directory)}
+    process = subprocess.Popen([sys.executable, "-c", text], env=env)
+    try:
+        while preload.control_dir_of(process.pid) is None:
+            time.sleep(0.02)
+        found = diagnose(process.pid, seconds=0.5)
+        assert any(
+            "helper: " in line and ("unreadable" in line or "understood" in line) for line in found.probes
+        )
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_version_is_asked_by_an_interpreter_like_it(tmp_path):
+    python = tmp_path / "python3.99"
+    python.write_text('#!/bin/sh\nprintf \'{"pid": %s}\' "$5" > "$(dirname "$6")/answer.json"\n')
+    python.chmod(0o755)
+    target = Target(os.getpid(), str(python), (str(python),), (3, 99), True)
+    assert remote.usable(target) is None
+    assert remote.ask(target, {"op": "trim"}, timeout_s=5) == {"pid": os.getpid()}
+    python.write_text("#!/bin/sh\necho 'PermissionError: not allowed' >&2\nexit 1\n")
+    assert "not allowed" in remote.ask(target, {"op": "trim"}, timeout_s=5)["error"]
+    gone = Target(1, "/no/python3.99", (), (3, 99), True)
+    assert "cannot be started from here" in remote.usable(gone)
 
 
 FRAGMENTED = textwrap.dedent(

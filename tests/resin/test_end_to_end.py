@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -67,7 +68,9 @@ def wait_for(condition, seconds=30.0):
 
 
 def get(url, path, context=None, token=None):
-    request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(
+        url + path, headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
     with urllib.request.urlopen(request, timeout=5, context=context) as answer:
         return json.load(answer)
 
@@ -86,7 +89,9 @@ def script(tmp_path, text, name):
 def test_agent_and_service_survive_kills(tmp_path):
     """Both are killed over and over; every tick that the agent put on disk is stored exactly once at the end."""
     port = resin_servers.free_port()
-    options = options_for(tmp_path, port, tick_s=0.1, slow_tick_s=1, detect_every_s=3600, host="h", cpu_budget=0.5)
+    options = options_for(
+        tmp_path, port, tick_s=0.1, slow_tick_s=1, detect_every_s=3600, host="h", cpu_budget=0.5
+    )
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     url = f"http://127.0.0.1:{port}"
     for pause in (0.7, 0.4):
@@ -122,14 +127,28 @@ def test_agent_and_service_survive_kills(tmp_path):
 def test_watch_names_the_leaking_line(tmp_path):
     program = script(tmp_path, LEAK, "leak.py")
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "resin", "watch", "--json", str(report), "--", sys.executable, program, "45"]
+    command = [
+        sys.executable,
+        "-m",
+        "resin",
+        "watch",
+        "--json",
+        str(report),
+        "--",
+        sys.executable,
+        program,
+        "45",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     content = json.loads(report.read_text())
     assert content["verdict"] == "leak"
     assert content["findings"][0]["slope_bytes_per_hour"] == pytest.approx(400_000 * 20 * 3600, rel=0.25)
     suspects = next(iter(content["diagnoses"].values()))["suspects"]
-    assert any(s["file"] == program and LEAK.splitlines()[s["line"] - 1].strip().startswith("kept.append") for s in suspects)
+    assert any(
+        s["file"] == program and LEAK.splitlines()[s["line"] - 1].strip().startswith("kept.append")
+        for s in suspects
+    )
 
 
 @pytest.mark.slow
@@ -141,9 +160,42 @@ def test_watch_leaves_a_steady_program_alone(tmp_path):
 
 
 def chromium(url, *extra):
-    binary = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium is installed")
-    command = [binary, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=5000", *extra, url]
+    binary = (
+        shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium is installed")
+    )
+    command = [
+        binary,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        "--virtual-time-budget=5000",
+        *extra,
+        url,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+@contextlib.contextmanager
+def served(store):
+    """The application over `store` on loopback, without detection: what is shown is what the test put in."""
+    import uvicorn
+
+    from resin.config import Config
+    from resin.service.app import create_app
+
+    port = resin_servers.free_port()
+    app = create_app(store, Config(host="h"), background=False)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: get(url, "/healthz"))
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
 
 
 def test_page_shows_findings_and_a_process(tmp_path):
@@ -157,20 +209,25 @@ def test_page_shows_findings_and_a_process(tmp_path):
     with Store(str(tmp_path / "resin.duckdb")) as store:
         for entity, slope in ((leaker, 1e6), (other, 0.0)):
             store.append(
-                Sample(entity, now - 3600 + i * 10, {"anon_bytes": 1e8 + max(0, i - 100) * slope, "limit_bytes": 6e8})
+                Sample(
+                    entity,
+                    now - 3600 + i * 10,
+                    {"anon_bytes": 1e8 + max(0, i - 100) * slope, "limit_bytes": 6e8},
+                )
                 for i in range(360)
             )
         found = Findings(store, Config())
         first = Finding("aaaa000000", leaker, "anon_bytes", "leak", "steady", now - 2600, now, 3.6e8, 0.9, 0.8,
                         hours_to_limit=0.7, why=("the floor rose",))  # fmt: skip
-        second = Finding("bbbb000000", other, "anon_bytes", "retention", "stair", now - 2600, now, 1e6, 0.3, 0.6)
+        second = Finding(
+            "bbbb000000", other, "anon_bytes", "retention", "stair", now - 2600, now, 1e6, 0.3, 0.6
+        )
         found._keep([first, second], now)
         suspect = Suspect("/srv/train.py", 12, "remember", 2.5e8, 0.93, "tracemalloc")
-        found.keep_diagnosis("aaaa000000", Diagnosis("aaaa000000", 4, "python-heap", (suspect,), 0.8, 5.0, ("helper: ok",)))
-    port = resin_servers.free_port()
-    url = f"http://127.0.0.1:{port}"
-    with process(*options_for(tmp_path, port, detect_every_s=3600, host="h"), "serve", stdout=subprocess.DEVNULL):
-        wait_for(lambda: get(url, "/healthz"))
+        found.keep_diagnosis(
+            "aaaa000000", Diagnosis("aaaa000000", 4, "python-heap", (suspect,), 0.8, 5.0, ("helper: ok",))
+        )
+    with Store(str(tmp_path / "resin.duckdb")) as store, served(store) as url:
         listed = chromium(f"{url}/")
         assert "1 leaking, 1 retained by the allocator" in listed
         assert re.search(r'class="badge leak">leak</span>', listed)
@@ -206,7 +263,9 @@ def test_tls_and_token_between_agent_and_service(tmp_path):
         wait_for(lambda: get(url, "/api/v1/fleet", context, "s3cret")["hosts"])
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get(url, "/api/v1/fleet", context)
-    listed = subprocess.run([sys.executable, "-m", "resin", *options, "agent", "--once"], capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "resin", *options, "agent", "--once"], capture_output=True, text=True
+    )
     assert "s3cret" not in listed.stdout
 
 
@@ -214,7 +273,9 @@ def test_agent_writes_to_a_real_prometheus(tmp_path):
     from resin.store.prometheus import PrometheusStore
 
     with resin_servers.prometheus(tmp_path) as url:
-        options = options_for(tmp_path, 1, remote_write_url=f"{url}/api/v1/write", tick_s=0.3, host="h", cpu_budget=0.5)
+        options = options_for(
+            tmp_path, 1, remote_write_url=f"{url}/api/v1/write", tick_s=0.3, host="h", cpu_budget=0.5
+        )
         with process(*options, "agent", stderr=subprocess.DEVNULL):
             store = PrometheusStore(url)
             series = wait_for(lambda: [s for s in store.series("cpu_seconds_total") if len(s.times_s) >= 3])
@@ -226,7 +287,9 @@ def test_service_alone_samples_its_own_host(tmp_path):
     port = resin_servers.free_port()
     url = f"http://127.0.0.1:{port}"
     errors = (tmp_path / "errors.txt").open("w+")
-    options = options_for(tmp_path, port, tick_s=0.2, host="h", detect_every_s=3600, min_process_bytes=1_000_000)
+    options = options_for(
+        tmp_path, port, tick_s=0.2, host="h", detect_every_s=3600, min_process_bytes=1_000_000
+    )
     with process(*options, "serve", "--with-agent", stdout=subprocess.DEVNULL, stderr=errors):
         wait_for(lambda: get(url, "/api/v1/fleet")["entities"])
     errors.seek(0)

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import resin_servers as servers
 
 from resin.model import Entity, Sample
 from resin.store import Store
 from resin.store.memory import MemoryStore
 from resin.store.prometheus import PrometheusStore
-import resin_servers as servers
 
 WINDOW_S = 300.0
 
@@ -23,7 +23,9 @@ def fleet_samples(now_s: float) -> list[Sample]:
     samples = []
     for host in range(6):
         for number, component in enumerate(("train.py", "train.py:worker", 'odd "name"\\')):
-            entity = Entity(f"host{host}", component, 100 + number, 1_700_000_000.25 + host, "train.py/100@1700000000")
+            entity = Entity(
+                f"host{host}", component, 100 + number, 1_700_000_000.25 + host, "train.py/100@1700000000"
+            )
             level = 2.0e8 * (1 + number) * (1 + 0.3 * host)
             for step in range(0, 7200, 60):
                 values = {"anon_bytes": round(level * (1 + 0.002 * random.standard_normal()))}
@@ -56,10 +58,17 @@ def test_prometheus_api_equals_duckdb(server, tmp_path):
         duck.append(samples)
         remote = PrometheusStore(url)
         remote.append(samples)
-        deadline = time.monotonic() + 20
-        while not remote.metrics() and time.monotonic() < deadline:
-            time.sleep(0.2)  # VictoriaMetrics makes new samples searchable after a moment
+        wait_until_searchable(remote, duck)
         compare(remote, duck, now)
+
+
+def wait_until_searchable(remote, duck):
+    """VictoriaMetrics makes new samples searchable a moment after it took them."""
+    metric = duck.metrics()[0]
+    expected = sum(len(s.times_s) for s in duck.series(metric))
+    deadline = time.monotonic() + 20
+    while sum(len(s.times_s) for s in remote.series(metric)) < expected and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def compare(one, other, now_s):
@@ -86,6 +95,27 @@ def compare(one, other, now_s):
 
 
 @pytest.mark.parametrize("server", [servers.prometheus, servers.victoria_metrics])
+def test_many_oddly_named_hosts_come_in_order(server, tmp_path, monkeypatch):
+    """Asked for in parts, with names that mean something in a regular expression or sort around the slash."""
+    import resin.store.prometheus as module
+
+    monkeypatch.setattr(module, "HOSTS_AT_ONCE", 3)
+    now = time.time()
+    names = ["h1", "h1-b", "h1a", "h.1", "h+1", "a|b", 'quo"te', "back\\slash", "h(1)", "\u00fcber"]
+    samples = [Sample(Entity(n, c, 5, 1.5), now - 100, {"fds": 7.0}) for n in names for c in ("x", "y.py")]
+    with server(tmp_path) as url, Store() as duck:
+        duck.append(samples)
+        remote = PrometheusStore(url)
+        remote.append(samples)
+        wait_until_searchable(remote, duck)
+        expected = list(duck.series("fds"))
+        assert len(expected) == 20
+        assert list(remote.series("fds")) == expected
+        for one in expected[::3]:
+            assert list(remote.series("fds", entity=one.entity.key)) == [one]
+
+
+@pytest.mark.parametrize("server", [servers.prometheus, servers.victoria_metrics])
 def test_same_findings(server, tmp_path):
     detect = pytest.importorskip("resin.detect")
     now = time.time()
@@ -94,9 +124,7 @@ def test_same_findings(server, tmp_path):
         duck.append(samples)
         remote = PrometheusStore(url)
         remote.append(samples)
-        deadline = time.monotonic() + 20
-        while not remote.metrics() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until_searchable(remote, duck)
         expected = detect.scan(duck, now_s=now)
         assert detect.scan(remote, now_s=now) == expected
         leaks = {f.entity.host for f in expected if f.verdict == "leak"}

@@ -64,7 +64,9 @@ def test_acknowledged_samples_are_stored_once(client, store):
         assert answer.status_code == 200
         assert answer.json()["duplicate"] is expected
     assert store.sample_count() == 3 * 2 * 3
-    plain = json.dumps({"v": 1, "session": "p", "seq": 0, "host": "h", "samples": [["c", None, None, None, 5, {"m": 1}]]})
+    plain = json.dumps(
+        {"v": 1, "session": "p", "seq": 0, "host": "h", "samples": [["c", None, None, None, 5, {"m": 1}]]}
+    )
     assert client.post("/api/v1/ingest", content=plain).json()["stored"] == 1
 
 
@@ -89,7 +91,9 @@ def test_findings_from_samples_to_answers(client):
 
 def test_long_series_keep_their_extremes(client, store):
     store.append([Sample(STEADY, float(i), {"anon_bytes": 1e9 if i == 7777 else 5.0}) for i in range(20_000)])
-    one = client.get("/api/v1/series", params={"metric": "anon_bytes", "entity": STEADY.key}).json()["series"][0]
+    one = client.get("/api/v1/series", params={"metric": "anon_bytes", "entity": STEADY.key}).json()[
+        "series"
+    ][0]
     assert one["points"] == 20_000
     assert len(one["times_s"]) <= 2002
     assert max(one["values"]) == 1e9
@@ -121,18 +125,52 @@ def test_life_of_a_finding(client):
     assert client.get("/api/v1/findings").json()["findings"][0]["status"] == "open"
 
 
+def test_a_finding_on_a_process_that_ended_says_so(client, store):
+    store.append(
+        [
+            Sample(LEAKER, time.time() - 3600, {"anon_bytes": 1.0}),
+            Sample(STEADY, time.time(), {"anon_bytes": 1.0}),
+        ]
+    )
+    keep(client, finding(), finding(id="f2", entity=STEADY))
+    found = {f["id"]: f for f in client.get("/api/v1/findings").json()["findings"]}
+    assert (found["f1"]["status"], found["f2"]["status"]) == ("ended", "open")
+    assert found["f1"]["ended_s"] == pytest.approx(time.time() - 3600, abs=60)
+    assert 'resin_findings{verdict="leak"} 1' in client.get("/metrics").text
+
+
+def test_a_job_is_no_second_finding_on_its_one_leaking_process(client):
+    job = Entity("far", "train.py:job", 41, 1000.0, LEAKER.group)
+    helpers = Entity("far", "other.py:job", 50, 1000.0, "other.py/50@1000")
+    keep(
+        client,
+        finding(),
+        finding(id="echo", entity=job, slope_bytes_per_hour=1.2e9),
+        finding(id="sum", entity=helpers),
+    )
+    assert {f["id"] for f in client.get("/api/v1/findings").json()["findings"]} == {"f1", "sum"}
+    keep(client, finding(), finding(id="echo", entity=job, slope_bytes_per_hour=9e9))
+    assert "echo" in {f["id"] for f in client.get("/api/v1/findings?status=open").json()["findings"]}
+
+
 def test_a_better_metric_takes_the_finding_over(client):
     keep(client, finding())
     client.app.state.findings.keep_diagnosis("f1", Diagnosis("f1", 41, "unknown", (), 0.1, 0.0, ()))
     keep(client, finding(id="f2", metric="uss_bytes"))
-    assert [(f["id"], f["status"]) for f in client.get("/api/v1/findings").json()["findings"]] == [("f2", "open")]
+    assert [(f["id"], f["status"]) for f in client.get("/api/v1/findings").json()["findings"]] == [
+        ("f2", "open")
+    ]
     followed = client.get("/api/v1/findings/f1").json()
     assert followed["id"] == "f2"
     assert followed["diagnosis"]["pid"] == 41  # it is about the same process
 
 
 def test_flat_and_bounded_series_make_no_list(client):
-    keep(client, finding(verdict="bounded", growth_class="flat"), finding(id="f2", verdict="bounded", growth_class="plateau"))
+    keep(
+        client,
+        finding(verdict="bounded", growth_class="flat"),
+        finding(id="f2", verdict="bounded", growth_class="plateau"),
+    )
     assert [f["id"] for f in client.get("/api/v1/findings").json()["findings"]] == ["f2"]
 
 
@@ -153,7 +191,11 @@ def test_diagnosis_is_asked_of_the_hosts_agent(client):
 
 
 def test_what_cannot_be_diagnosed_or_mitigated_says_so(client):
-    keep(client, finding(id="k1", entity=Entity("here", "kernel")), finding(id="g1", entity=Entity("here", "x", 2**22 + 5, 1.0)))
+    keep(
+        client,
+        finding(id="k1", entity=Entity("here", "kernel")),
+        finding(id="g1", entity=Entity("here", "x", 2**22 + 5, 1.0)),
+    )
     assert "not a process" in client.post("/api/v1/findings/k1/diagnose").json()["error"]
     assert "has ended" in client.post("/api/v1/findings/g1/diagnose").json()["error"]
     assert client.post("/api/v1/findings/none/diagnose").status_code == 404
@@ -196,7 +238,13 @@ def test_token(store):
             "Basic " + base64.b64encode(b"anyone:s3cret").decode(),
         ):
             assert client.get("/api/v1/findings", headers={"Authorization": header}).status_code == 200
-        for header in ("Bearer wrong", "Bearer", "Basic !!!", "Basic " + base64.b64encode(b"\xff").decode(), "s3cret"):
+        for header in (
+            "Bearer wrong",
+            "Bearer",
+            "Basic !!!",
+            "Basic " + base64.b64encode(b"\xff").decode(),
+            "s3cret",
+        ):
             assert client.get("/api/v1/findings", headers={"Authorization": header}).status_code == 401
 
 
@@ -218,7 +266,9 @@ def test_bodies_are_bounded(store):
         bomb = client.post("/api/v1/ingest", content=gzip.compress(b" " * 1_000_000), headers=GZIP)
         assert bomb.status_code == 422
         assert "inflates" in bomb.json()["error"]
-        assert client.post("/api/v1/ingest", content=b"", headers={"Content-Encoding": "br"}).status_code == 422
+        assert (
+            client.post("/api/v1/ingest", content=b"", headers={"Content-Encoding": "br"}).status_code == 422
+        )
 
 
 def test_cardinality_is_bounded_and_told():
@@ -239,7 +289,12 @@ def test_a_store_that_fails_is_not_acknowledged(client, store):
     assert again.json() | {"diagnose": []} == {"stored": 12, "elided": 0, "duplicate": False, "diagnose": []}
 
 
-PATHS = ["/api/v1/ingest", "/api/v1/diagnoses", "/api/v1/findings/f1/mitigate", "/api/v1/findings/f1/diagnose"]
+PATHS = [
+    "/api/v1/ingest",
+    "/api/v1/diagnoses",
+    "/api/v1/findings/f1/mitigate",
+    "/api/v1/findings/f1/diagnose",
+]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -254,7 +309,11 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(["metric", "entity", "component", "host", "since", "until", "status"]), text))
+@given(
+    st.dictionaries(
+        st.sampled_from(["metric", "entity", "component", "host", "since", "until", "status"]), text
+    )
+)
 def test_hostile_queries(client, query):
     for path in ("/api/v1/series", "/api/v1/findings"):
         answer = client.get(path, params=query)
@@ -291,9 +350,14 @@ def test_metrics_are_as_prometheus_wants_them(client):
     keep(client, finding(hours_to_limit=3.5))
     exposition = client.get("/metrics")
     assert exposition.headers["content-type"].startswith("text/plain; version=0.0.4")
-    done = subprocess.run([promtool, "check", "metrics"], input=exposition.text, capture_output=True, text=True)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=exposition.text, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'resin_finding_time_to_limit_seconds{id="f1",host="far",component="train.py",pid="41"' in exposition.text
+    assert (
+        'resin_finding_time_to_limit_seconds{id="f1",host="far",component="train.py",pid="41"'
+        in exposition.text
+    )
 
 
 def test_fleet_view(client):

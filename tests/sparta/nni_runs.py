@@ -1,7 +1,9 @@
-"""NNI 3.0's pruners and quantizers run for real on one small model. Needs NNI; see record_nni.py and test_nni_real.py.
+"""NNI 3.0's pruners and quantizers run for real on one small model. Needs NNI; see record_nni.py and
+test_nni_real.py.
 
-Each run returns what NNI returned, untouched: masks `{module: {target: tensor}}` or a quantizer config, with the state
-of the model after it (fine-tuning pruners change weights) and, for quantizers, the output of the simulated model.
+Each run returns what NNI returned, untouched: masks `{module: {target: tensor}}` or a quantizer config, with
+the state of the model after it (fine-tuning pruners change weights) and, for quantizers, the output of the
+simulated model.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def _evaluator(model):
         x, y = batch
         return nn.functional.cross_entropy(model(x), y)
 
-    def training_func(model, optimizers, training_step, lr_schedulers=None, max_steps=None, max_epochs=None, *a, **k):
+    def training_func(
+        model, optimizers, training_step, lr_schedulers=None, max_steps=None, max_epochs=None, *a, **k
+    ):
         model.train()
         for step in range(max_steps or 20):
             x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(100 + step))
@@ -121,9 +125,7 @@ def pruners():
 
     def block():
         return _prune(
-            lambda m: p.LevelPruner(
-                m, [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": [4, 4]}]
-            )
+            lambda m: p.LevelPruner(m, [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": [4, 4]}])
         )
 
     return {
@@ -149,7 +151,8 @@ def _weights(dtype="int8", scheme="symmetric", granularity="default"):
 def _activations(dtype="int8"):
     settings = {t: {"quant_scheme": "affine" if t != "weight" else "symmetric", "quant_dtype": dtype}
                 for t in ("_input_", "weight", "_output_")}  # fmt: skip
-    return [{"op_names": ["fc1", "fc2"], "target_names": ["_input_", "weight", "_output_"], "quant_dtype": dtype,
+    return [{"op_names": ["fc1", "fc2"], "target_names": ["_input_", "weight", "_output_"],
+    "quant_dtype": dtype,
              "target_settings": settings}]  # fmt: skip
 
 
@@ -196,7 +199,9 @@ def quantizers():
         "qat_int4": lambda: _quantize("QATQuantizer", _weights("int4"), arguments=(20, None)),
         "qat_activations": lambda: _quantize("QATQuantizer", _activations(), arguments=(20, None)),
         "ptq": lambda: _quantize("PtqQuantizer", _weights(), arguments=(None, 1)),
-        "ptq_channel": lambda: _quantize("PtqQuantizer", _weights(granularity="out_channel"), arguments=(None, 1)),
+        "ptq_channel": lambda: _quantize(
+            "PtqQuantizer", _weights(granularity="out_channel"), arguments=(None, 1)
+        ),
         "ptq_activations": lambda: _quantize("PtqQuantizer", _activations(), arguments=(None, 1)),
         "lsq": lambda: _quantize("LsqQuantizer", _weights(), arguments=(20, None)),
         "lsq_plus": lambda: _quantize("LsqPlusQuantizer", _weights(scheme="affine"), arguments=(20, None)),

@@ -1,4 +1,5 @@
-"""The functions that users call: sparsify and its options, saving, reports, the command line, torch.compile."""
+"""The functions that users call: sparsify and its options, saving, reports, the command line,
+torch.compile."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ def test_keyword_inputs(x):
 
 def test_other_shapes_are_refused_with_the_way_out(x):
     fast = torchsparta.sparsify(mlp(), half_rows(), (x,))
-    with pytest.raises(torchsparta.SpartaError, match=r"shape \[\(5, 12\)\], got \[\(7, 12\)\].*dynamic_shapes"):
+    with pytest.raises(
+        torchsparta.SpartaError, match=r"shape \[\(5, 12\)\], got \[\(7, 12\)\].*dynamic_shapes"
+    ):
         fast(torch.randn(7, 12))
 
 
@@ -79,7 +82,9 @@ def test_open_sizes(x):
     model = mlp()
     fast = torchsparta.sparsify(model, half_rows(), (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     more = torch.randn(9, 12)
-    torch.testing.assert_close(fast(more), torchsparta.masked_model(model, torchsparta.from_nni(half_rows()))(more))
+    torch.testing.assert_close(
+        fast(more), torchsparta.masked_model(model, torchsparta.from_nni(half_rows()))(more)
+    )
 
 
 def test_example_inputs_must_be_a_tuple(x):
@@ -118,7 +123,11 @@ def test_training_keeps_masks_and_gradients_only_where_alive(x):
 
 @pytest.mark.parametrize("kind", ["rows", "fine", "dense"])
 def test_save_and_load_without_nni(kind, x, tmp_path):
-    mask = {"rows": half_rows()["0"]["weight"], "fine": (torch.rand(24, 12) < 0.2).float(), "dense": torch.ones(24, 12)}
+    mask = {
+        "rows": half_rows()["0"]["weight"],
+        "fine": (torch.rand(24, 12) < 0.2).float(),
+        "dense": torch.ones(24, 12),
+    }
     model = mlp()
     fast = torchsparta.sparsify(model, {"0": {"weight": mask[kind]}}, (x,))
     torchsparta.save(fast, tmp_path / "m.safetensors")

@@ -92,6 +92,7 @@ def test_quantized_round_trip(size, how, cls):
     assert torch.equal(cls.pack(packed.unpack(), m, scale=packed.scale, **layout).unpack(), packed.unpack())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=33))
 def test_nibbles_round_trip(values):
     t = torch.tensor(values, dtype=torch.int8)

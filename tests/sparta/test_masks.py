@@ -25,14 +25,19 @@ def masks(**of_first):
     return {"0": {"weight": torch.ones(12, 8), **of_first}}
 
 
-# -- refused ---------------------------------------------------------------------------------------------------
+# -- refused ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"0": {"weight": torch.ones(8, 12)}}, MaskError, r"0\.weight: the mask has shape \(8, 12\), the parameter \(12, 8\)"),
+        (
+            {"0": {"weight": torch.ones(8, 12)}},
+            MaskError,
+            r"0\.weight: the mask has shape \(8, 12\), the parameter \(12, 8\)",
+        ),
         ({"fc9": {"weight": torch.ones(12, 8)}}, ModelMismatch, "no module 'fc9'"),
-        ({"0": {"wieght": torch.ones(12, 8)}}, ModelMismatch, r"no parameter or buffer '0\.wieght'; did you mean '0\.weight'"),
-        (masks(weight=torch.full((12, 8), 0.5)), MaskError, "96 of 96 values that are neither 0 nor 1, such as .0.5."),
+        ({"0": {"wieght": torch.ones(12, 8)}}, ModelMismatch,
+         r"no parameter or buffer '0\.wieght'; did you mean '0\.weight'"),
+        (masks(weight=torch.full((12, 8), 0.5)), MaskError, "96 of 96 values that are neither 0 nor 1.*0.5"),
         (masks(weight=torch.full((12, 8), float("nan"))), MaskError, "contains 96 NaN"),
         ({"0": torch.ones(12, 8)}, MaskError, "expected a dictionary of targets"),
         ([torch.ones(12, 8)], MaskError, "pass the second"),
@@ -44,12 +49,13 @@ def masks(**of_first):
             "must be finite and positive",
         ),
         (
-            {"0": {"weight": {"scale": torch.ones(5, 1), "zero_point": torch.zeros(5, 1), "quant_dtype": "int8"}}},
+            {"0": {"weight": {"scale": torch.ones(5, 1), "zero_point": torch.zeros(5, 1)}}},
             MaskError,
             "5 quantization blocks do not divide size 12",
         ),
         (
-            {"0": {"weight": {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0.0), "quant_dtype": "fp8"}}},
+            {"0": {"weight": {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0.0),
+            "quant_dtype": "fp8"}}},
             MaskError,
             "quant_dtype 'fp8' is not of the form",
         ),
@@ -77,15 +83,17 @@ def test_no_masks_at_all():
         torchsparta.from_torch_ao(mlp())
 
 
-# -- odd but right ---------------------------------------------------------------------------------------------
+# -- odd but right ----------------------------------------------------------------------------------
 def test_an_all_zero_layer(same_as_masked):
-    fast = same_as_masked(mlp(), torchsparta.from_nni(masks(weight=torch.zeros(12, 8))), X)
-    assert torch.equal(fast(torch.randn(2, 8)), fast(torch.randn(2, 8)))  # nothing depends on the input any more
+    fast = same_as_masked(mlp(), torchsparta.from_nni(masks(weight=torch.zeros(12, 8))), X, single=True)
+    assert torch.equal(
+        fast(torch.randn(2, 8)), fast(torch.randn(2, 8))
+    )  # nothing depends on the input any more
 
 
 def test_an_all_ones_mask_changes_nothing(same_as_masked):
     model = mlp()
-    fast = same_as_masked(model, torchsparta.from_nni(masks()), X)
+    fast = same_as_masked(model, torchsparta.from_nni(masks()), X, single=True)
     assert [s.shape for s in fast.meta["sparta"].sites] == [(12, 8), (4, 12)]
     torch.testing.assert_close(fast(*X), model(*X))
 
@@ -125,10 +133,10 @@ def test_masks_of_activations(same_as_masked):
     outputs[:, 5:] = 0
     tesa = torchsparta.from_nni({"0": {"_input_0": inputs, "_output_0": outputs}})
     fast = same_as_masked(mlp(), tesa, (torch.randn(2, 8),))
-    assert [s.shape for s in fast.meta["sparta"].sites] == [(5, 5), (4, 5)] or fast.meta["sparta"].sites[0].shape[0] == 5
+    assert [s.shape for s in fast.meta["sparta"].sites] == [(5, 8), (4, 5)]
 
 
-# -- other sources ---------------------------------------------------------------------------------------------
+# -- other sources ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["dict", "defaultdict", "safetensors"])
 def test_mask_files(kind, tmp_path):
     mask = (torch.rand(12, 8) < 0.5).float()
@@ -191,7 +199,12 @@ def test_zeros_of_a_dense_model():
 
 def test_masks_and_quantizer_together():
     mask = (torch.rand(12, 8) < 0.5).float()
-    entry = {"scale": torch.tensor(0.01), "zero_point": torch.tensor(0.0), "quant_dtype": "int8", "quant_bits": 8}
+    entry = {
+        "scale": torch.tensor(0.01),
+        "zero_point": torch.tensor(0.0),
+        "quant_dtype": "int8",
+        "quant_bits": 8,
+    }
     tesa = torchsparta.from_nni(masks(weight=mask), {"0": {"weight": entry}})
     assert tesa["0.weight"].bit_histogram() == {0: int((mask == 0).sum()), 8: int(mask.sum())}
     model = mlp()

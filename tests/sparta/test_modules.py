@@ -9,6 +9,7 @@ from torch import nn
 from torchsparta.formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, Tile
 from torchsparta.modules import SparseBmm, SparseConv2d, SparseLinear
 from torchsparta.specialise.pieces import ConvSpec
+from torchsparta.specialise.program import interpreting
 
 
 def half(*shape):
@@ -103,10 +104,11 @@ def test_state_dict_round_trip(layer):
 
 def test_whole_module_is_saved():
     layer = next(iter(layers()))
+    x = torch.randn(5, 48)
+    layer(x)  # what the first call prepares must not travel
     saved = io.BytesIO()
     torch.save(layer, saved)
     saved.seek(0)
-    x = torch.randn(5, 48)
     assert torch.equal(torch.load(saved, weights_only=False)(x), layer(x))
 
 
@@ -157,3 +159,51 @@ def test_dense_fallback_says_why(monkeypatch):
     x = torch.randn(3, 16, dtype=torch.float64)
     torch.testing.assert_close(layer(x), nn.functional.silu(x @ (w * m).T))
     assert layer.reason == "no backend here"
+
+
+def test_long_inputs_are_computed_slab_by_slab(monkeypatch):
+    import torchsparta.specialise.linear as linear
+
+    monkeypatch.setattr(linear, "SLAB_TOKENS", 16)
+    w, m = half(12, 16)
+    layer = SparseLinear((FineGrained.pack(w, m),))
+    x, residual = torch.randn(3, 13, 16, dtype=torch.float64), torch.randn(3, 13, 12, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, residual), x @ (w * m).T + residual, rtol=1e-11, atol=1e-12)
+    conv = SparseConv2d((FineGrained.pack(w, m),), 16, ConvSpec((1, 1), (1, 1), (0, 0), (1, 1)))
+    image = torch.randn(3, 16, 3, 3, dtype=torch.float64)
+    want = nn.functional.conv2d(image, (w * m)[..., None, None])
+    torch.testing.assert_close(conv(image), want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [None, (16, 16)])
+def test_inputs_of_another_type_than_the_weight(block):
+    w = torch.randn(32, 32)
+    m = torch.rand(32, 32) < 0.5
+    part = FineGrained.pack(w, m) if block is None else Block.pack(w, m, block, Tile(16), 16)
+    want_mask = part.unpack()
+    x = torch.randn(5, 32, dtype=torch.float64).to(torch.bfloat16)
+    got = SparseLinear((part,))(x)
+    assert got.dtype == torch.bfloat16
+    want = x.double() @ want_mask.double().T
+    assert float((got.double() - want).abs().max() / want.abs().max()) < 0.01
+
+
+@pytest.mark.skipif(interpreting(), reason="Triton's interpreter runs on one thread only")
+def test_two_threads_share_a_layer():
+    import threading
+
+    w, m = half(40, 64)
+    layer = SparseLinear((FineGrained.pack(w, m),))
+    inputs = [torch.randn(24, 64, dtype=torch.float64) for _ in range(4)]
+    right = []
+
+    def work(x):
+        want = x @ (w * m).T
+        right.extend(torch.allclose(layer(x), want, rtol=1e-10, atol=1e-10) for _ in range(5))
+
+    threads = [threading.Thread(target=work, args=(x,)) for x in inputs]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert right == [True] * 20

@@ -1,7 +1,8 @@
-"""What NNI 3.0 returns is taken in and gives the right model: recorded runs everywhere, real ones where NNI is.
+"""What NNI 3.0 returns is taken in and gives the right model: recorded runs everywhere, real ones where NNI
+is.
 
-For each of NNI's pruners: sparse model == masked model. For each quantizer also: masked model == the model that NNI
-itself simulated while it was wrapped.
+For each of NNI's pruners: sparse model == masked model. For each quantizer also: masked model == the model
+that NNI itself simulated while it was wrapped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from . import nni_runs
 
 DATA = Path(__file__).parent / "data"
 PRUNERS = ["level", "l1", "l2", "fpgm", "slim", "taylor", "movement", "agp", "linear", "block"]
-QUANTIZERS = ["qat", "qat_int4", "qat_activations", "ptq", "ptq_channel", "ptq_activations", "lsq", "lsq_plus", "dorefa",
+QUANTIZERS = ["qat", "qat_int4", "qat_activations", "ptq", "ptq_channel", "ptq_activations", "lsq",
+"lsq_plus", "dorefa",
               "bnn", "pruned_ptq"]  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore")
 

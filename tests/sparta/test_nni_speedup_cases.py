@@ -1,7 +1,7 @@
 """Six cases in which NNI 3.0's ModelSpeedup ignores masks, computes something else, or crashes.
 
-Measured with nni 3.0 and torch 2.13.0 (ModelSpeedup through torch.fx.symbolic_trace; without it, it always fails: NNI
-issue 5768). The comment of each test says what NNI gave: largest error against the masked model.
+Measured with nni 3.0 and torch 2.13.0 (ModelSpeedup through torch.fx.symbolic_trace; without it, it always
+fails: NNI issue 5768). The comment of each test says what NNI gave: largest error against the masked model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def test_unstructured_masks_are_not_ignored(same_as_masked):
     weight = model[0].weight.detach().abs()
     mask = (weight > weight.flatten().kthvalue(256)[0]).float()
     tesa = torchsparta.from_nni({"0": {"weight": mask, "bias": torch.ones(32)}})
-    fast = same_as_masked(model, tesa, (x,))
+    fast = same_as_masked(model, tesa, (x,), single=True)
     assert not torch.allclose(fast(x), model(x), atol=1e-3)
     assert 0.4 < fast.meta["sparta"].sites[0].density < 0.6
 
@@ -75,7 +75,8 @@ class Residual(nn.Module):
 
 
 def test_residual_convolutions(same_as_masked):
-    # NNI: 0.27 from the masked model; its conflict fix brings channels back (0.5 -> 0.375 pruned) at original weights
+    # NNI: 0.27 from the masked model; its conflict fix brings channels back (0.5 -> 0.375 pruned) at original
+    # weights
     model, x = Residual(), torch.randn(2, 3, 8, 8)
     masks = {}
     for name in ("stem", "conv1", "conv2"):
@@ -96,7 +97,9 @@ class Heads(nn.Module):
 
     def forward(self, x):
         b, t, c = x.shape
-        q, k, v = (f(x).view(b, t, self.heads, c // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(x).view(b, t, self.heads, c // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         scores = (q @ k.transpose(-2, -1)) / (c // self.heads) ** 0.5
         return self.o((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, c))
 

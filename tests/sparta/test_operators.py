@@ -106,7 +106,9 @@ def test_a_constant_channel_under_padding_differs_at_the_border(same_as_masked):
     # the constant relu(bias) of a dead channel meets zero padding: the fold is not one number per channel
     model = Convs(1)
     nn.init.uniform_(model.a.bias, 0.2, 0.8)
-    fast = same_as_masked(model, torchsparta.from_nni({"a": channels(model.a, [0, 5, 7], False)}), (torch.randn(1, 3, 6, 6),))
+    fast = same_as_masked(
+        model, torchsparta.from_nni({"a": channels(model.a, [0, 5, 7], False)}), (torch.randn(1, 3, 6, 6),)
+    )
     assert shapes(fast)["a"] == (9, 3, 3, 3) and shapes(fast)["b"] == (12, 9, 3, 3)
     assert fast.meta["sparta"].folded
 
@@ -213,7 +215,8 @@ def test_shrink_off_keeps_every_shape(same_as_masked):
     assert shapes(fast) == {"a": (12, 3, 3, 3), "b": (12, 12, 3, 3), "c": (5, 12, 1, 1)}
 
 
-# -- operators without a rule ------------------------------------------------------------------------------------
+# -- operators without a rule
+# ------------------------------------------------------------------------------------
 @torch.library.custom_op("sparta_test::doubled", mutates_args=())
 def doubled(x: torch.Tensor) -> torch.Tensor:
     return x * 2
@@ -246,7 +249,10 @@ def test_scrambling_states_its_confidence_and_is_not_relied_on(same_as_masked):
     assert found["doubled"].confidence == 1 - 2**-7
     assert "confidence 0.9922 (scrambling)" in str(found) and "not relied on: doubled" in str(found)
     assert torchsparta.propagate(model, tesa, x, scramble_trials=0)["doubled"].sparsity() == 0
-    assert shapes(same_as_masked(model, tesa, x))["b"] == (4, 8)  # exact claims only: nothing shrinks behind it
+    assert shapes(same_as_masked(model, tesa, x))["b"] == (
+        4,
+        8,
+    )  # exact claims only: nothing shrinks behind it
 
 
 def test_a_registered_rule_is_relied_on(same_as_masked):

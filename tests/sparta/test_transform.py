@@ -17,9 +17,11 @@ from torchsparta.specialised import pattern_mask, predict, specialised
 from torchsparta.tesa import Quant, TeSA
 from torchsparta.transform import DenseSite, Epilogue, SparseSite
 
+MAC_S = {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "nm": 2e-11,
+         "dot16": 1.6e-11, "dot32": 1.25e-11, "dotdense": 1.22e-11}  # fmt: skip
 FAST = Rates(
-    "test", 1, 1e-5, 1e-10, 1e-10, 1e-11, 1e-10, 1e-9, {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "dot16": 1.6e-11, "dot32": 1.25e-11, "dotdense": 1.22e-11, "nm": 2e-11},
-    3e-6, 1.2e-11, "made up for tests",
+    device="test", threads=1, launch_s=1e-5, panel_s=1e-10, epilogue_s=1e-10, store_s=1e-11, quantise_s=1e-10,
+    list_s=1e-9, mac_s=MAC_S, dense_launch_s=3e-6, dense_mac_s=1.2e-11, source="made up for tests",
 )  # fmt: skip
 
 

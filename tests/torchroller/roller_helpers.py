@@ -45,7 +45,10 @@ def judge(fn: Callable[..., Any], *args: Any, slack: float = 4.0, **options: Any
     assert pairs
     for g, w, e in pairs:
         assert (g.shape, g.dtype) == (w.shape, w.dtype)
-        assert all(s <= 1 or a == b for s, a, b in zip(w.shape, g.stride(), w.stride())), (g.stride(), w.stride())
+        assert all(s <= 1 or a == b for s, a, b in zip(w.shape, g.stride(), w.stride())), (
+            g.stride(),
+            w.stride(),
+        )
         if not w.is_floating_point():
             assert torch.equal(g, w)
             continue
@@ -57,5 +60,9 @@ def judge(fn: Callable[..., Any], *args: Any, slack: float = 4.0, **options: Any
         scale = float(e[known].abs().max())
         theirs = float((w.double() - e)[known].abs().max())
         ours = float((g.double() - e)[known].abs().max())
-        assert ours <= slack * theirs + 8 * torch.finfo(w.dtype).eps * max(scale, 1e-30), (ours, theirs, scale)
+        assert ours <= slack * theirs + 8 * torch.finfo(w.dtype).eps * max(scale, 1e-30), (
+            ours,
+            theirs,
+            scale,
+        )
     return last_plan()

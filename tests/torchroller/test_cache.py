@@ -64,7 +64,9 @@ def test_two_processes_at_once(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     env = {**os.environ, "TORCHROLLER_CACHE_DIR": str(tmp_path),
            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
-    both = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stderr=subprocess.PIPE) for _ in range(2)
+    ]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
@@ -89,3 +91,16 @@ def test_a_kernel_that_triton_refuses_is_named():
                               "    tl.store(t0, undefined_name)\n", ("*fp32",), 1)  # fmt: skip
     with pytest.raises(kernel.KernelError, match="could not compile kernel oops for (?s:.*)undefined_name"):
         executor.compile(bad)
+
+
+def test_kernels_that_differ_in_strides_alone_have_different_entries():
+    from torchroller.expr import Access, Affine, Axis, TensorExpr, Value, Write
+
+    def copy(strides):
+        index = (Affine((("i0", 1),)), Affine((("i1", 1),)))
+        return TensorExpr("copy", (Axis("i0", 4), Axis("i1", 4)),
+                          (Value("load", "float32", access=Access("t0", "float32", (4, 4), strides, index)),),
+                          (Write(Access("t1", "float32", (4, 4), (4, 1), index), 0),))  # fmt: skip
+
+    assert store.key_of(copy((4, 1))) != store.key_of(copy((1, 4)))
+    assert store.key_of(copy((4, 1))) == store.key_of(copy((4, 1)))

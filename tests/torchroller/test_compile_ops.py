@@ -21,7 +21,9 @@ UNARY = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unary(fn, dtype):
     torch.manual_seed(0)
-    x = torch.cat([torch.randn(1000) * 3, torch.tensor([0.0, -0.0, 0.5, 1.5, 2.5, -2.5, 1e-4, 60.0, -60.0])]).to(dtype)
+    x = torch.cat(
+        [torch.randn(1000) * 3, torch.tensor([0.0, -0.0, 0.5, 1.5, 2.5, -2.5, 1e-4, 60.0, -60.0])]
+    ).to(dtype)
     plan = judge(fn, x)
     assert len(plan.launches) == 1 and not plan.externs
 
@@ -37,7 +39,9 @@ def test_binary_with_special_values(fn):
         judge(fn, x, y)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+)
 def test_integers(dtype):
     x = torch.arange(-100, 100).to(dtype)
 
@@ -102,12 +106,18 @@ def test_group_and_batch_norm():
     assert not judge(torch.nn.BatchNorm2d(8).eval(), x).externs
 
 
-@pytest.mark.parametrize("m,k,n", [(33, 50, 70), (1, 64, 128), (128, 96, 1), (16, 256, 48), (5, 1, 3), (64, 64, 64)])
+@pytest.mark.parametrize(
+    "m,k,n", [(33, 50, 70), (1, 64, 128), (128, 96, 1), (16, 256, 48), (5, 1, 3), (64, 64, 64)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_matrix_products(m, k, n, dtype):
     torch.manual_seed(0)
     a, b, bias = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.randn(n, dtype=dtype)
-    for fn in (lambda a, b, c: a @ b, lambda a, b, c: torch.addmm(c, a, b), lambda a, b, c: F.gelu(a @ b + c) * 2):
+    for fn in (
+        lambda a, b, c: a @ b,
+        lambda a, b, c: torch.addmm(c, a, b),
+        lambda a, b, c: F.gelu(a @ b + c) * 2,
+    ):
         plan = judge(fn, a, b, bias)
         assert len(plan.launches) == 1 and not plan.externs
 
@@ -117,7 +127,9 @@ def test_batched_products_and_transposes():
     a, b = torch.randn(2, 3, 17, 20), torch.randn(2, 3, 25, 20)
     assert not judge(lambda a, b: a @ b.mT, a, b).externs
     assert not judge(lambda a, b: torch.einsum("bhmk,bhnk->bmhn", a, b), a, b).externs
-    assert not judge(lambda a, b: torch.baddbmm(a[0, :, :, :1], a[0], b[0].mT, beta=0.5, alpha=2.0), a, b).externs
+    assert not judge(
+        lambda a, b: torch.baddbmm(a[0, :, :, :1], a[0], b[0].mT, beta=0.5, alpha=2.0), a, b
+    ).externs
 
 
 INDEXING = [
@@ -167,5 +179,7 @@ def test_outputs_have_the_strides_of_eager():
 @pytest.mark.parametrize("executor", ["native", "interpret"])
 def test_both_executors_agree(executor):
     torch.manual_seed(0)
-    layer = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.LayerNorm(30), torch.nn.Linear(30, 5))
+    layer = torch.nn.Sequential(
+        torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.LayerNorm(30), torch.nn.Linear(30, 5)
+    )
     judge(layer, torch.randn(7, 20), executor=executor)

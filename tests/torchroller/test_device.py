@@ -138,6 +138,10 @@ def test_a_machine_that_tells_nothing_still_gets_a_spec(tmp_path):
     assert spec.peak("float32").vector_flops > 0
 
 
+def test_the_fingerprint_follows_every_figure(machine):
+    assert read(machine).fingerprint == read(machine).fingerprint != read(machine, cores=1).fingerprint
+
+
 def test_the_cpu_spec_is_the_same_each_time(machine):
     assert read(machine) == read(machine)
     assert device.cpu() is device.cpu()

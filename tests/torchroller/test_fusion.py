@@ -69,7 +69,7 @@ def test_merging_heads_is_written_by_the_producer():
 
 
 def test_parts_of_a_cat_are_written_in_place():
-    plan = judge(lambda x, y: torch.cat([x.relu(), y * 2, x + 1], 1) , torch.randn(6, 8), torch.randn(6, 3))
+    plan = judge(lambda x, y: torch.cat([x.relu(), y * 2, x + 1], 1), torch.randn(6, 8), torch.randn(6, 3))
     assert len(plan.launches) == 3 and plan.arena_bytes == 0
 
 
@@ -109,7 +109,9 @@ def test_few_results_of_a_long_reduction_come_from_two_kernels():
 
 def test_equal_layers_share_their_kernels():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()) for _ in range(5)])
+    net = torch.nn.Sequential(
+        *[torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU()) for _ in range(5)]
+    )
     plan = judge(net, torch.randn(4, 32))
     assert len(plan.launches) == 5
     assert len({id(launch.kernel) for launch in plan.launches}) == 1

@@ -11,7 +11,9 @@ from torchroller.options import parse_options
 
 
 def test_an_unknown_option_names_the_closest_valid_one():
-    with pytest.raises(OptionError, match=r"unknown option 'strickt' .*did you mean 'strict'.*valid options: \["):
+    with pytest.raises(
+        OptionError, match=r"unknown option 'strickt' .*did you mean 'strict'.*valid options: \["
+    ):
         parse_options(None, {"strickt": True})
 
 
@@ -49,6 +51,8 @@ def test_the_error_reaches_the_user_of_torch_compile():
 
 def test_strict_names_the_operator_and_the_line():
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"aten.cumsum.default .*no rule for aten.cumsum(?s:.*)test_options.py") as caught:
+    with pytest.raises(
+        Exception, match=r"aten.cumsum.default .*no rule for aten.cumsum(?s:.*)test_options.py"
+    ) as caught:
         torch.compile(lambda x: x.cumsum(0), backend=roller, options={"strict": True})(torch.ones(3))
     assert isinstance(caught.value.__cause__, StrictError) or "StrictError" in str(caught.value)

@@ -125,7 +125,9 @@ def test_a_clone_is_memory_of_its_own():
 
 def test_calls_from_many_threads():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)
+    )
     xs = [torch.randn(16, 64) for _ in range(4)]
     with torch.no_grad():
         fn, wants = compiled(net), [net(x) for x in xs]
@@ -181,7 +183,9 @@ def test_a_failing_emitter_becomes_extern_calls(monkeypatch):
 
 def test_shapes_that_change_are_specialised():
     layer = torch.nn.Linear(8, 16)
-    fn = torch.compile(lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True)
+    fn = torch.compile(
+        lambda x: F.gelu(layer(x)).softmax(-1).reshape(-1, 4), backend=_backend(), dynamic=True
+    )
     for n in (3, 5, 7, 5, 1):
         x = torch.randn(n, 8, requires_grad=True)
         fn(x).square().sum().backward()
@@ -220,3 +224,52 @@ def test_autocast():
         want, got = torch.relu(layer(x)), compiled(lambda x: torch.relu(layer(x)))(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("executor", ["native", "interpret"])
+def test_an_index_out_of_range_raises_as_in_aten(executor):
+    table = torch.randn(10, 4)
+    fn = compiled(lambda i, t: F.embedding(i, t) * 2, executor=executor)
+    good = torch.tensor([1, 9, 0])
+    torch.testing.assert_close(fn(good, table), table[good] * 2)
+    for bad in ([1, 10, 0], [1, -1, 0]):
+        with pytest.raises(IndexError, match="index out of range in one of the kernels fused_embedding_mul"):
+            fn(torch.tensor(bad), table)
+    torch.testing.assert_close(fn(good, table), table[good] * 2)
+
+
+def test_kernels_are_dumped_where_asked(tmp_path):
+    compiled(lambda x: x.softmax(-1) @ x.mT, dump_dir=str(tmp_path / "out"))(torch.randn(8, 8))
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert len(files) == 2 and files[0].startswith("000_fused_") and files[1].startswith("001_fused_")
+    assert "reduce fmax" in (tmp_path / "out" / files[0]).read_text()
+
+
+def test_packed_columns_of_several_axes_are_padded_axis_by_axis():
+    """Columns that are split into heads of 12 are tiled by 16: four padded tiles, not the three that 48 / 16 gives."""
+    layer, scale = torch.nn.Linear(48, 48, bias=False), torch.randn(19, 12)
+
+    def fn(x):
+        return (layer(x).view(2, 19, 4, 12).transpose(1, 2) * scale).transpose(1, 2) + 0
+
+    x = torch.randn(2, 19, 48)
+    with torch.no_grad():
+        got = compiled(fn)(x)
+        torch.testing.assert_close(got, fn(x))
+
+
+@pytest.mark.parametrize("shape,block", [((48,), 16), ((50,), 16), ((4, 12), 16), ((3, 5, 20), 8), ((7,), 32), ((4, 16), 16)])
+def test_packing_puts_every_element_where_the_kernel_reads_it(shape, block):
+    from torchroller.emit.common import Pack
+    from torchroller.weights import pack
+
+    k, n = 6, torch.Size(shape).numel()
+    source = torch.randn(n, k)
+    strides = tuple(k * torch.Size(shape[d + 1 :]).numel() for d in range(len(shape)))
+    layout = Pack("t1", "float32", k, 1, shape, strides, 0, block)
+    packed = pack(source, layout)
+    assert packed.numel() == layout.elements
+    tiles = packed.reshape(*shape[:-1], -(-shape[-1] // block), k, block).movedim(-2, 0)  # k, outer.., tile, column
+    want = source.T.reshape(k, *shape)
+    padded = torch.nn.functional.pad(want, (0, tiles.shape[-1] * tiles.shape[-2] - shape[-1]))
+    assert torch.equal(tiles.flatten(-2), padded)

@@ -12,7 +12,7 @@ from roller_devices import zen5_spec
 from roller_expressions import embedding, matmul, pointwise, softmax
 
 from torchroller.__main__ import main
-from torchroller.collect import collect, extern_flops
+from torchroller.collect import collect, extern_flops, user_line
 from torchroller.device import H100
 from torchroller.expr import TensorExpr
 from torchroller.report import ExternReport, KernelReport, Report
@@ -215,6 +215,27 @@ def test_flops_of_extern_calls_follow_pytorchs_formulas():
     assert extern_flops(attention) == 2 * 2 * 12 * 128 * 128 * 64
     assert extern_flops(extern(torch.ops.aten.sort.default, args=(tensor(4),))) is None
     assert extern_flops(extern(torch.ops.aten.mm.default, args=(tensor(4),))) is None
+
+
+def test_user_lines_are_short():
+    trace = 'File "/home/me/env/lib/site-packages/net/model.py", line 7, in forward\n    x = self.fc(x)\n'
+    outer = 'File "train.py", line 99, in main\n    net(x)\n'
+    assert user_line(outer + trace) == "net/model.py:7 in forward: x = self.fc(x)"
+    assert user_line('File "a.py", line 3, in f: y = x + 1') == "a.py:3 in f: y = x + 1"
+    assert user_line("model.py:7") == "model.py:7"
+    assert user_line("") == ""
+
+
+def test_traces_and_searches_on_demand():
+    expr = named(pointwise(64), "relu", "relu_1", "view")
+    made = launch(expr)
+    found = made.construction
+    made.construction = lambda: found
+    plan = SimpleNamespace(launches=[made], externs=[])
+    traces = {"relu_1": 'File "a.py", line 3, in f\n    y = x.relu()'}
+    kernel = collect([plan], ZEN5, traces=lambda p: traces).kernels[0]
+    assert kernel.origins == ("relu_1 at a.py:3 in f: y = x.relu()", "view")
+    assert kernel.program == found.best
 
 
 # -- the command line -----------------------------------------------------------------------------

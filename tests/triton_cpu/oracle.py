@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import os
+import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,11 +49,40 @@ def module_of(folder: Path, source: str) -> ModuleType:
     return module
 
 
-def interpreted(kernel: Any) -> Any:
-    """The same kernel run by Triton's interpreter."""
-    from triton.runtime.interpreter import InterpretedFunction
+class Interpreter:
+    """Triton's interpreter in a process of its own: TRITON_INTERPRET turns all of a process's kernels."""
 
-    return InterpretedFunction(kernel.fn)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("interpret_kernel.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    def run(self, path: str, arguments: list[Any], constants: dict[str, int]) -> list[Any]:
+        """What the arguments are after `kernel` of the module at `path` has run as one program."""
+        given, result = self.folder / "given.pt", self.folder / "result.pt"
+        torch.save(arguments, given)
+        job = {"path": path, "arguments": str(given), "constants": constants, "result": str(result)}
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        answer = self.process.stdout.readline().strip()
+        if answer != "done":
+            pytest.fail(f"the interpreter did not run the kernel: {answer}\n{Path(path).read_text()}")
+        return torch.load(result)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def sweep(values: Sequence[Any], quick: Sequence[Any], unpack: bool = False) -> list[Any]:
+    """Parameters of a test, all but the `quick` ones marked slow; `unpack` where a value is several parameters."""
+    assert all(v in values for v in quick)
+    given = [v if unpack else (v,) for v in values]
+    return [pytest.param(*v, marks=() if w in quick else pytest.mark.slow) for v, w in zip(given, values)]
 
 
 def ramp(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_equal, needs_backend, ramp, triton
-
 import triton.language as tl
+from oracle import assert_equal, needs_backend, ramp, triton
 
 pytestmark = needs_backend
 
@@ -18,7 +17,7 @@ def carries(p, o, n, step, N: tl.constexpr):
     largest = tl.full((N,), -1e30, tl.float32)
     count = 0
     at = p + i
-    for k in range(0, n):
+    for k in range(n):
         x = tl.load(at)
         total += x
         largest = tl.maximum(largest, x)

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import assert_equal, module_of, needs_backend, ramp, triton, ulp_distance
-
 import triton.language as tl
+from oracle import assert_equal, module_of, needs_backend, ramp, sweep, triton, ulp_distance
 
 pytestmark = needs_backend
 
 SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
 UNSIGNED = [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INTEGERS = sweep(SIGNED + UNSIGNED, [torch.int8, torch.int32, torch.int64, torch.uint8, torch.uint32])
 LANES = [1, 2, 8, 64, 256]
 INTEGER_OPS = [
     "a + b",
@@ -63,8 +63,8 @@ def numpy_type(dtype: torch.dtype) -> np.dtype:
     return np.dtype(str(dtype).removeprefix("torch."))
 
 
-@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
-@pytest.mark.parametrize("count", [1, 256])
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("count", sweep([1, 256], [256]))
 def test_integer_arithmetic_wraps(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
     a, b = integers(dtype, count, 0), integers(dtype, count, 1)
     out = torch.empty(len(INTEGER_OPS), count, dtype=dtype)
@@ -76,7 +76,7 @@ def test_integer_arithmetic_wraps(tmp_path: Path, dtype: torch.dtype, count: int
         assert_equal(row, torch.from_numpy(expected), expression)
 
 
-@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_comparisons_of_integers(tmp_path: Path, dtype: torch.dtype) -> None:
     a, b = integers(dtype, 256, 0), integers(dtype, 256, 1)
     out = torch.empty(len(COMPARISONS), 256, dtype=torch.bool)
@@ -94,8 +94,8 @@ def truncated(a: int, b: int, info: torch.iinfo) -> tuple[int, int]:
     return (info.min if quotient > info.max else quotient), remainder
 
 
-@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
-@pytest.mark.parametrize("count", [1, 2, 256])
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("count", sweep([1, 2, 256], [256]))
 def test_division_never_traps(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
     """Zero, and the smallest integer by -1, in vectors and scalars, give what the lowering documents."""
     a, b = integers(dtype, count, 0), integers(dtype, count, 1)
@@ -152,7 +152,7 @@ def test_division_by_constants(tmp_path: Path, dtype: torch.dtype) -> None:
         assert [list(r) for r in zip(*pairs)] == out[2 * k : 2 * k + 2].tolist(), d
 
 
-@pytest.mark.parametrize("dtype", SIGNED + UNSIGNED, ids=str)
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_shifts(tmp_path: Path, dtype: torch.dtype) -> None:
     """By every amount, the width and beyond included: everything is shifted out."""
     bits = torch.iinfo(dtype).bits
@@ -205,8 +205,8 @@ FLOAT_OPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("count", [1, 256])
+@pytest.mark.parametrize("dtype", sweep(FLOATS, [torch.bfloat16, torch.float32]), ids=str)
+@pytest.mark.parametrize("count", sweep([1, 256], [256]))
 def test_float_arithmetic(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
     """Half types round once an operation, as torch does."""
     a, b = floats(dtype, count, 0), floats(dtype, count, 1)
@@ -224,7 +224,7 @@ def test_float_remainder(tmp_path: Path) -> None:
         assert_equal(out[0], torch.from_numpy(np.fmod(a.numpy(), b.numpy())), "a % b")
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", sweep(FLOATS, [torch.bfloat16, torch.float32]), ids=str)
 def test_comparisons_with_nan(tmp_path: Path, dtype: torch.dtype) -> None:
     a, b = floats(dtype, 256, 0), floats(dtype, 256, 1)
     out = torch.empty(len(COMPARISONS), 256, dtype=torch.bool)
@@ -244,7 +244,7 @@ MATH = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("count", [1, 4, 256])
+@pytest.mark.parametrize("count", sweep([1, 4, 256], [256]))
 def test_math(tmp_path: Path, dtype: torch.dtype, count: int) -> None:
     a = floats(dtype, count, 1)
     if count == 256:
@@ -294,7 +294,9 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", CAST_TYPES, ids=str)
+@pytest.mark.parametrize(
+    "source", sweep(CAST_TYPES, [torch.bool, torch.int32, torch.bfloat16, torch.float64]), ids=str
+)
 def test_casts(tmp_path: Path, source: torch.dtype) -> None:
     """Between any two types, for values that both hold or round to."""
     if source.is_floating_point:
@@ -404,7 +406,7 @@ def bools(p, q, o, N: tl.constexpr):
     tl.store(o + 5 * N + i, (a.to(tl.int32) + b.to(tl.int32)) == 2)
 
 
-@pytest.mark.parametrize("count", LANES)
+@pytest.mark.parametrize("count", sweep(LANES, [1, 64]))
 def test_bool_tensors(count: int) -> None:
     a, b = ramp(count, dtype=torch.bool), ramp(count, dtype=torch.bool, seed=1)
     out = torch.empty(6, count, dtype=torch.bool)
@@ -499,3 +501,36 @@ def test_contraction_can_be_turned_off() -> None:
     multiply_add[(1,)](a, b, apart, N=32, enable_fp_fusion=False)
     assert (apart == 0).all()
     assert (fused == 2.0**-24).all()
+
+
+LIBRARY = {
+    "libdevice.isnan(a)": torch.isnan, "libdevice.isinf(a)": torch.isinf, "libdevice.finitef(a)": torch.isfinite,
+    "libdevice.signbit(a)": torch.signbit, "libdevice.llrint(a)": torch.round, "libdevice.float2int_rd(a)": torch.floor,
+    "libdevice.div_rn(a, b)": torch.div, "libdevice.fast_expf(a)": torch.exp, "libdevice.pow(tl.abs(a), b)": None,
+    "libdevice.fdim(a, b)": lambda a, b: (a - b).clamp(min=0), "libdevice.atan2(a, b)": torch.atan2,
+    "libdevice.popc(a.to(tl.int32))": None, "libdevice.clz(a.to(tl.int32))": None,
+}  # fmt: skip
+
+
+def test_library_functions(tmp_path: Path) -> None:
+    """Names of CUDA's device library, as kernels written for a GPU (and Inductor's) use them."""
+    a, b = ramp(64) * 9, ramp(64, seed=1)
+    a[:4] = torch.tensor([0.0, -0.0, 5.0, -3.0])
+    special = torch.tensor([math.nan, math.inf, -math.inf, -0.0])
+    expressions = [f"({e}).to(tl.float32)" for e in LIBRARY]
+    kernel = many(tmp_path, expressions)
+    out, flags = torch.empty(len(LIBRARY), 64), torch.empty(len(LIBRARY), 4)
+    kernel[(1,)](a, b, out, N=64)
+    kernel[(1,)](special, torch.ones(4), flags, N=4)
+    for row, (expression, reference) in zip(out, LIBRARY.items()):
+        if reference is not None:
+            arguments = (a, b) if "a, b" in expression else (a,)
+            want = reference(*(t.double() for t in arguments)).float()
+            torch.testing.assert_close(
+                row, want, rtol=3e-7, atol=1e-9, msg=lambda t, e=expression: f"{e}: {t}"
+            )
+    whole = [int(v) for v in a]
+    assert out[-2].tolist() == [float((v & 0xFFFFFFFF).bit_count()) for v in whole]
+    assert out[-1].tolist() == [float(32 - (v & 0xFFFFFFFF).bit_length()) for v in whole]
+    assert flags[:4].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], flags[3].tolist()]
+    assert flags[3, 1:].tolist() == [0, 1, 1]

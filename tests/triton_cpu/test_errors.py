@@ -7,9 +7,8 @@ import pickle
 
 import pytest
 import torch
-from oracle import needs_backend, triton
-
 import triton.language as tl
+from oracle import needs_backend, triton
 
 from torchroller.triton_cpu.errors import DeviceAssertion, UnsupportedOperation
 
@@ -54,6 +53,26 @@ def test_an_operation_without_lowering_is_refused() -> None:
         scaled[(1,)](a, a, torch.zeros(32, 32), N=32)
     assert caught.value.op == "tt.dot_scaled"
     assert caught.value.location == line_of(scaled, "dot_scaled")
+
+
+@triton.jit(noinline=True)
+def returns_early(p, k):
+    if k > 1:
+        return
+    tl.store(p + k, 5.0)
+
+
+@triton.jit
+def calls_in_a_loop(p, n):
+    for k in range(n):
+        returns_early(p, k)
+
+
+def test_a_call_that_cannot_be_inlined_is_refused() -> None:
+    with pytest.raises(UnsupportedOperation, match="returns early") as caught:
+        calls_in_a_loop[(1,)](torch.zeros(4), 3)
+    assert caught.value.op == "tt.call"
+    assert caught.value.location == line_of(calls_in_a_loop, "returns_early(")
 
 
 @triton.jit

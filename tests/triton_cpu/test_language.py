@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_equal, needs_backend, ramp, triton
-
 import triton.language as tl
+from oracle import assert_equal, needs_backend, ramp, triton
 
 pytestmark = needs_backend
 F = torch.nn.functional
@@ -127,7 +126,7 @@ def split_k(a, b, c, M, N, K, B: tl.constexpr, SPLIT: tl.constexpr):
     i, j = tl.program_id(0) * B + tl.arange(0, B), tl.program_id(1) * B + tl.arange(0, B)
     k = tl.program_id(2) * B + tl.arange(0, B)
     acc = tl.zeros((B, B), tl.float32)
-    for _ in range(0, tl.cdiv(K, B * SPLIT)):
+    for _ in range(tl.cdiv(K, B * SPLIT)):
         x = tl.load(a + i[:, None] * K + k[None, :], mask=(i < M)[:, None] & (k < K)[None, :], other=0.0)
         y = tl.load(b + k[:, None] * N + j[None, :], mask=(k < K)[:, None] & (j < N)[None, :], other=0.0)
         acc += tl.dot(x, y)

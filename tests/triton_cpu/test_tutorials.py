@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import needs_backend, ramp, triton
-
 import triton.language as tl
+from oracle import needs_backend, ramp, sweep, triton
 
 pytestmark = needs_backend
 
@@ -100,7 +99,7 @@ def matmul_body(a_ptr, b_ptr, c_ptr, M, N, K, stride_am, stride_ak, stride_bk, s
     a = a_ptr + (rows[:, None] * stride_am + depth[None, :] * stride_ak)
     b = b_ptr + (depth[:, None] * stride_bk + cols[None, :] * stride_bn)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for k in range(0, tl.cdiv(K, BK)):
+    for k in range(tl.cdiv(K, BK)):
         x = tl.load(a, mask=depth[None, :] < K - k * BK, other=0.0)
         y = tl.load(b, mask=depth[:, None] < K - k * BK, other=0.0)
         acc = tl.dot(x, y, acc)
@@ -118,8 +117,10 @@ matmul_plain = triton.jit(matmul_body)
 matmul_tuned = triton.autotune(configs=CONFIGS, key=["M", "N", "K"])(matmul_plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("m", "n", "k"), [(64, 64, 64), (70, 45, 33), (1, 130, 17), (128, 96, 100)])
+@pytest.mark.parametrize(
+    "dtype", sweep([torch.float32, torch.float16, torch.bfloat16], [torch.float32]), ids=str
+)
+@pytest.mark.parametrize(("m", "n", "k"), [(64, 64, 64), (70, 45, 33), (1, 130, 17)])
 @pytest.mark.parametrize("layout", ["nn", "nt"])
 def test_matmul(dtype: torch.dtype, m: int, n: int, k: int, layout: str) -> None:
     a = ramp(m, k, dtype=dtype)

@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from oracle import needs_backend, triton
-
 import triton.language as tl
+from oracle import needs_backend, triton
 
 from torchroller.triton_cpu.cpu import select_cpu
 

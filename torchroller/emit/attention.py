@@ -8,7 +8,7 @@ running maximum, the running sum of exponentials and the weighted sum of values,
 from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
-from .common import Body, Tiling, TritonSource, dependences, module, next_power, pointers, wide_index
+from .common import Body, Tiling, TritonSource, dependences, finish, next_power, wide_index
 
 HALF = ("float16", "bfloat16")
 
@@ -43,7 +43,7 @@ def attention_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
     return Tiling(tuple(blocks.items()), num_warps=4, num_stages=1 if cpu else 2)
 
 
-def emit_attention(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
+def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = False) -> TritonSource:
     """Triton text of an attention kernel."""
     batch, m, e, n, d = roles(expr)
     depends = dependences(expr)
@@ -52,9 +52,11 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
     top = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "fmax")
     total = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "sum")
     score = expr.values[top].args[0]
-    body = Body(expr)
+    body = Body(expr, check=check)
     body.raw_half = frozenset(
-        i for i in (*first.args, second.args[1]) if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        i
+        for i in (*first.args, second.args[1])
+        if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
     )
     grid = _programs(body, expr, batch, m, bm)
 
@@ -78,7 +80,8 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
         body.line(f"{into} = {text}")
         body.position, body.masks = saved, kept
 
-    body.line(f"m = ({body.position[m.name]} * {bm} + tl.arange(0, {bm}))[:, None]")
+    tile = body.position[m.name]
+    body.line(f"m = ({tile} * {bm} + tl.arange(0, {bm}))[:, None]")
     body.line(f"d = tl.arange(0, {bd})")
     body.line(f"e = tl.arange(0, {be})[None, :]")
     body.position[m.name] = "m"
@@ -87,7 +90,10 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
     body.line(f"acc = tl.zeros(({bm}, {be}), tl.float32)")
     body.line(f"total = tl.zeros(({bm}, 1), tl.float32)")
     body.line(f"top = tl.full(({bm}, 1), -float('inf'), tl.float32)")
-    body.line(f"for n0 in range(0, {n.extent}, {bn}):")
+    end = str(n.extent)
+    if _causal(expr, score, m, n):  # keys beyond the last query of the tile are not seen
+        end = f"tl.minimum({n.extent}, ({tile} + 1) * {bm})" if tile != "0" else str(min(n.extent, bm))
+    body.line(f"for n0 in range(0, {end}, {bn}):")
     body.indent += 1
     body.line(f"n = n0 + tl.arange(0, {bn})")
     operand(first.args[1], {n.name: "n[None, :]", d.name: "d[:, None]"}, "k")
@@ -122,10 +128,17 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
         body.compute([w.value], depends)
         axes = frozenset(a for ix in w.access.index for a, _ in ix.terms)
         body.store(w.access, body.have[w.value], w.access.dtype, axes)
-    _, types = pointers(expr)
-    names, _ = pointers(expr)
-    text = module(name, names, body, str(expr).splitlines())
-    return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages)
+    return finish(body, tiling, name, grid)
+
+
+def _causal(expr: TensorExpr, score: int, m: Axis, n: Axis) -> bool:
+    """Is the score where(n <= m, .., -inf)?"""
+    v = expr.values[score]
+    if v.fn != "where" or expr.values[v.args[2]].number != float("-inf"):
+        return False
+    seen = expr.values[v.args[0]]
+    axes = [expr.values[a].axis for a in seen.args]
+    return seen.fn == "le" and axes == [n.name, m.name]
 
 
 def _programs(body: Body, expr: TensorExpr, batch: list[Axis], m: Axis, bm: int) -> int:

@@ -41,6 +41,7 @@ class Pack:
     """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
 
     Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
     """
 
     tensor: str
@@ -53,12 +54,13 @@ class Pack:
     block: int
 
     @property
-    def n(self) -> int:
-        return math.prod(self.n_shape)
+    def tiles(self) -> int:
+        """Tiles along the last digit of n."""
+        return -(-self.n_shape[-1] // self.block)
 
     @property
     def elements(self) -> int:
-        return -(-self.n // self.block) * self.block * self.k
+        return math.prod(self.n_shape[:-1]) * self.tiles * self.block * self.k
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class TritonSource:
     num_warps: int = 4
     num_stages: int = 2
     packs: tuple[Pack, ...] = ()
+    flags: bool = False  # the last parameter is an int32 that is set where an index leaves its tensor
 
     def __str__(self) -> str:
         return self.text
@@ -132,7 +135,7 @@ class Body:
     have: dict[int, str] = field(default_factory=dict)
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
-    error: str | None = None  # pointer that takes a flag where an indirect index leaves its tensor
+    check: bool = False  # set a flag where an indirect index leaves its tensor
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -157,6 +160,8 @@ class Body:
         return " & ".join(terms) if terms else None
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
+        if self.check:
+            self.check_indices(access, depends)
         mask = self.mask(access, depends)
         tail = f", mask={mask}, other=0" if mask else ""
         text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
@@ -165,6 +170,17 @@ class Body:
         elif access.dtype in ("float16", "bfloat16") and n not in self.raw_half:
             text += ".to(tl.float32)"
         return text
+
+    def check_indices(self, access: Access, depends: Iterable[str]) -> None:
+        inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        for ix, size in zip(access.index, access.shape):
+            if ix.indirect is not None:
+                v = self.have[ix.indirect]
+                bad = " & ".join([f"(({v} < 0) | ({v} >= {size}))", *inside])
+                every = " + ".join(
+                    [f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
+                )
+                self.line(f"tl.store(errors + ({every}), 1, mask={bad})")
 
     def call(self, v: Value) -> str:
         args = [self.have[a] for a in v.args]
@@ -190,7 +206,9 @@ class Body:
         self.line(f"v{n} = {text}")
         self.have[n] = f"v{n}"
 
-    def compute(self, wanted: Iterable[int], depends: Sequence[frozenset[str]], stop: Iterable[int] = ()) -> None:
+    def compute(
+        self, wanted: Iterable[int], depends: Sequence[frozenset[str]], stop: Iterable[int] = ()
+    ) -> None:
         """Emits every value that `wanted` needs and that is not there yet; reduce and dot values must be."""
         order: list[int] = []
         seen: set[int] = set(stop)
@@ -200,7 +218,10 @@ class Body:
                 return
             seen.add(n)
             v = self.expr.values[n]
-            for a in (*v.args, *(ix.indirect for ix in (v.access.index if v.access else ()) if ix.indirect is not None)):
+            for a in (
+                *v.args,
+                *(ix.indirect for ix in (v.access.index if v.access else ()) if ix.indirect is not None),
+            ):
                 visit(a)
             order.append(n)
 
@@ -236,7 +257,11 @@ def _constant(v: Value) -> str:
 def _rounded(number: float | int | bool | None) -> float:
     """What float32 makes of a number that is too large for it."""
     value = float(number or 0.0) if number is not None else 0.0
-    return math.copysign(math.inf, value) if math.isfinite(value) and abs(value) > 3.4028235677973366e38 else value
+    return (
+        math.copysign(math.inf, value)
+        if math.isfinite(value) and abs(value) > 3.4028235677973366e38
+        else value
+    )
 
 
 def _times(text: str, factor: int) -> str:
@@ -262,21 +287,32 @@ def convert_store(text: str, dtype: str) -> str:
     return f"({text}).to({TL[dtype]})" if dtype in ("float16", "bfloat16") else text
 
 
-def module(name: str, params: Sequence[str], body: Body, heading: Sequence[str]) -> str:
+def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, ...] = ()) -> TritonSource:
     """The whole module: imports, library functions, the kernel."""
+    names, types = pointers(body.expr)
+    if body.check:
+        names, types = (*names, "errors"), (*types, "*i32")
     out = ["import triton", "import triton.language as tl", ""]
     for fn in sorted(body.library):
         out += ["", LIBRARY[fn][0]]
-    out += ["", "@triton.jit", f"def {name}({', '.join(params)}):"]
-    out += [f"    # {line}" for line in heading]
+    out += ["", "@triton.jit", f"def {name}({', '.join(names)}):"]
+    out += [f"    # {line}" for line in str(body.expr).splitlines()]
     out += body.lines
-    return "\n".join(out) + "\n"
+    text = "\n".join(out) + "\n"
+    return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages, packs, body.check)
+
+
+def indirect(expr: TensorExpr) -> bool:
+    """Does the kernel read at positions that are themselves data?"""
+    return any(access.bounded for access in expr.loads)
 
 
 def wide_index(expr: TensorExpr) -> bool:
     """Do offsets leave 32 bits?"""
     for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
+        span = abs(access.offset) + sum(
+            abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
+        )
         if span >= 1 << 31:
             return True
     return False

@@ -7,10 +7,8 @@ does not divide. A constant B may come packed as [n tile][k][BLOCK_N]: its tile 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..expr import Axis, TensorExpr
-from .common import Body, Pack, Tiling, TritonSource, dependences, module, pointers, wide_index
+from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
 
 HALF = ("float16", "bfloat16")
 
@@ -39,13 +37,15 @@ def packable(expr: TensorExpr) -> str | None:
     return b.access.tensor if uses.count(b.access.tensor) == 1 else None
 
 
-def emit_contraction(expr: TensorExpr, tiling: Tiling, name: str, pack: bool = False) -> TritonSource:
+def emit_contraction(
+    expr: TensorExpr, tiling: Tiling, name: str, pack: bool = False, check: bool = False
+) -> TritonSource:
     """Triton text of a kernel with one dot; `pack` reads B in packed layout (see `packable`)."""
-    return _Contraction(expr, tiling, name, pack).run()
+    return _Contraction(expr, tiling, name, pack, check).run()
 
 
 class _Contraction:
-    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, pack: bool) -> None:
+    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, pack: bool, check: bool) -> None:
         self.expr, self.tiling, self.name, self.pack = expr, tiling, name, pack
         self.depends = dependences(expr)
         self.batch, self.m, self.n, self.k = sides(expr)
@@ -53,8 +53,10 @@ class _Contraction:
         self.number = expr.values.index(self.dot)
         self.tile_m = self.tile_axis(self.m)
         self.tile_n = self.tile_axis(self.n)
-        raw = frozenset(i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF)
-        self.body = Body(expr, raw_half=raw)
+        raw = frozenset(
+            i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        )
+        self.body = Body(expr, raw_half=raw, check=check)
 
     def tile_axis(self, axes: list[Axis]) -> Axis | None:
         return max(axes, key=lambda a: (self.tiling.of(a.name), a.extent)) if axes else None
@@ -63,17 +65,13 @@ class _Contraction:
         return self.tiling.of(axis.name) if axis is not None else self.tiling.of(key)
 
     def run(self) -> TritonSource:
-        body = self.body
         self.bm, self.bn = self.block_of(self.tile_m, "m"), self.block_of(self.tile_n, "n")
         self.bk = self.tiling.of(self.k.name)
         grid = self.programs()
         self.coordinates()
         self.main_loop()
         self.epilogue()
-        names, types = pointers(self.expr)
-        text = module(self.name, names, body, str(self.expr).splitlines())
-        packs = (self.pack_layout(),) if self.pack else ()
-        return TritonSource(self.name, text, types, grid, self.tiling.num_warps, self.tiling.num_stages, packs)
+        return finish(self.body, self.tiling, self.name, grid, (self.pack_layout(),) if self.pack else ())
 
     def programs(self) -> int:
         """Decodes the program number: batch outermost, then groups of row tiles, column tiles, row tiles."""
@@ -81,7 +79,9 @@ class _Contraction:
         rows = [a for a in self.m if a is not self.tile_m] + ([self.tile_m] if self.tile_m else [])
         cols = [a for a in self.n if a is not self.tile_n] + ([self.tile_n] if self.tile_n else [])
         tiles_m = -(-self.tile_m.extent // self.bm) if self.tile_m else 1
-        group = self.tiling.group if 0 < self.tiling.group < tiles_m and tiles_m % self.tiling.group == 0 else 0
+        group = (
+            self.tiling.group if 0 < self.tiling.group < tiles_m and tiles_m % self.tiling.group == 0 else 0
+        )
         order: list[tuple[str, int]] = [(a.name, a.extent) for a in self.batch]
         if group:
             order += [(f"{a.name}", a.extent) for a in rows if a is not self.tile_m]
@@ -153,7 +153,7 @@ class _Contraction:
 
     def operand(self, which: int, k: str, masked: bool) -> str:
         body, arg = self.body, self.dot.args[which]
-        side, other = (self.tile_m, self.tile_n) if which == 0 else (self.tile_n, self.tile_m)
+        side = self.tile_m if which == 0 else self.tile_n
         saved, masks = dict(body.position), dict(body.masks)
         body.have = {}
         body.position[self.k.name] = k
@@ -175,7 +175,6 @@ class _Contraction:
             text = f"tl.broadcast_to({text}, {shape})"
         body.line(f"{name} = {text}")
         body.position, body.masks = saved, masks
-        del other
         return name
 
     def packed_tile(self, masked: bool) -> str:
@@ -225,19 +224,12 @@ class _Contraction:
                 saved = dict(body.position)
                 mask_axes = axes | {key for key in extra if key in body.masks}
                 mask = body.mask(w.access, mask_axes)
-                from .common import convert_store
-
                 tail = f", mask={mask}" if mask else ""
                 body.line(f"tl.store({w.access.tensor} + ({body.offset(w.access)} + {zero}), "
                           f"{convert_store(value, w.access.dtype)}{tail})")  # fmt: skip
                 body.position = saved
                 continue
             body.store(w.access, value, w.access.dtype, axes)
-
-
-def renamed(source: TritonSource, name: str) -> TritonSource:
-    """The same kernel under another function name."""
-    return replace(source, name=name, text=source.text.replace(f"def {source.name}(", f"def {name}("))
 
 
 def is_contraction(expr: TensorExpr) -> bool:

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
 from ..graph import compute_type
-from .common import TL, Body, Tiling, TritonSource, dependences, module, pointers, wide_index
+from .common import TL, Body, Tiling, TritonSource, dependences, finish, wide_index
 
 NEUTRAL = {"sum": "0", "prod": "1", "any": "0", "all": "1"}
 
 
-def emit_loops(expr: TensorExpr, tiling: Tiling, name: str) -> TritonSource:
-    """Triton text of a kernel without dots."""
-    return _Loops(expr, tiling, name).run()
+def emit_loops(expr: TensorExpr, tiling: Tiling, name: str, check: bool = False) -> TritonSource:
+    """Triton text of a kernel without dots; `check` flags indices that leave their tensor."""
+    return _Loops(expr, tiling, name, check).run()
 
 
 class _Loops:
-    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str) -> None:
+    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, check: bool) -> None:
         self.expr, self.tiling, self.name = expr, tiling, name
         self.depends = dependences(expr)
-        self.body = Body(expr)
+        self.body = Body(expr, check=check)
         self.extent = {a.name: a.extent for a in expr.axes}
         self.vector = self.vector_axes()
         self.over = frozenset(a.name for a in expr.reduce)
@@ -70,9 +70,7 @@ class _Loops:
             self.passes()
         else:
             self.whole()
-        names, types = pointers(expr)
-        text = module(self.name, names, body, str(expr).splitlines())
-        return TritonSource(self.name, text, types, grid, self.tiling.num_warps, self.tiling.num_stages)
+        return finish(body, self.tiling, self.name, grid)
 
     def program_axes(self) -> int:
         body = self.body
@@ -152,7 +150,9 @@ class _Loops:
         masked = [self.body.masks[a] for a in self.vector if a in self.over and a in self.body.masks]
         if missing:
             kind = "tl.int32" if fn in ("any", "all") else TL[compute_type(dtype)]
-            shape = ", ".join(str(self.tiling.of(a)) if a in self.over or a in depends else "1" for a in self.vector)
+            shape = ", ".join(
+                str(self.tiling.of(a)) if a in self.over or a in depends else "1" for a in self.vector
+            )
             value = f"(tl.zeros(({shape},), {kind}) + {value})"
         if masked:
             value = f"tl.where({' & '.join(masked)}, {value}, {neutral(fn, dtype)})"
@@ -177,7 +177,9 @@ class _Loops:
                 if any(a in self.over for ix in w.access.index for a, _ in ix.terms)]  # fmt: skip
         rows = [i for i in range(len(self.expr.writes)) if i not in full]
         for stage in range(top + 1):
-            reduces = [n for n, v in enumerate(self.expr.values) if v.kind == "reduce" and self.stage[n] == stage + 1]
+            reduces = [
+                n for n, v in enumerate(self.expr.values) if v.kind == "reduce" and self.stage[n] == stage + 1
+            ]
             writes = [i for i in full if self.stage[self.expr.writes[i].value] == stage]
             if not reduces and not writes:
                 continue
@@ -219,7 +221,10 @@ class _Loops:
             v = self.expr.values[n]
             kind = "tl.int32" if v.fn in ("any", "all") else TL[compute_type(v.dtype)]
             start = neutral(v.fn or "", v.dtype)
-            body.line(f"acc{n} = " + (f"tl.full(({shape},), {start}, {kind})" if shape else f"tl.full((), {start}, {kind})"))
+            body.line(
+                f"acc{n} = "
+                + (f"tl.full(({shape},), {start}, {kind})" if shape else f"tl.full((), {start}, {kind})")
+            )
         before, have = body.indent, dict(body.have)
         for a in self.looped:
             block = self.block(a)
@@ -243,7 +248,9 @@ class _Loops:
         for n in reduces:
             v = self.expr.values[n]
             saved, body.masks = body.masks, {}
-            self.reduce_block(n, f"acc{n}" if v.fn not in ("any", "all") else f"acc{n}", frozenset(self.vector))
+            self.reduce_block(
+                n, f"acc{n}" if v.fn not in ("any", "all") else f"acc{n}", frozenset(self.vector)
+            )
             body.masks = saved
 
     def accumulate(self, fn: str, total: str, value: str) -> str:

@@ -30,5 +30,3 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
     for node, meta in ((out, cx.out(0)), (lse, cx.out(1))):
         object.__setattr__(node, "strides", tuple(int(s) for s in meta.stride()))
     return out, lse if 1 in cx.used else None
-
-

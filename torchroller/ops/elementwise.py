@@ -85,9 +85,11 @@ def sub(cx: Context, x: Any, y: Any, *, alpha: Any = 1) -> Node:
 
 @rule("aten.rsub")
 def rsub(cx: Context, x: Any, y: Any, alpha: Any = 1) -> Node:
-    return add(cx, y, x, alpha=alpha, fn="sub") if alpha == 1 else cx.b.call(
-        "sub", cx.dtype, cx.node(y, cx.dtype), cx.b.call("mul", cx.dtype, cx.node(x, cx.dtype), cx.node(alpha, cx.dtype))
-    )  # fmt: skip
+    b, dtype = cx.b, cx.dtype
+    value = cx.node(x, dtype)
+    if alpha != 1:
+        value = b.call("mul", dtype, value, b.const(alpha, dtype))
+    return b.call("sub", dtype, cx.node(y, dtype), value)
 
 
 @rule("aten.div")
@@ -110,7 +112,9 @@ def _floor_div(cx: Context, a: Node, c: Node) -> Node:
     mod = b.call("fmod", dtype, a, c)
     zero = b.const(0, dtype)
     quotient = b.call("div", dtype, b.call("sub", dtype, a, mod), c)
-    differs = b.call("and", "bool", _nonzero(cx, mod), b.call("ne", "bool", _below(cx, c, 0), _below(cx, mod, 0)))
+    differs = b.call(
+        "and", "bool", _nonzero(cx, mod), b.call("ne", "bool", _below(cx, c, 0), _below(cx, mod, 0))
+    )
     quotient = b.call("sub", dtype, quotient, b.cast(differs, dtype))
     floored = b.call("floor", dtype, quotient)
     off = b.call("gt", "bool", b.call("sub", dtype, quotient, floored), b.const(0.5, dtype), compute=dtype)
@@ -129,7 +133,7 @@ def _nonzero(cx: Context, x: Node) -> Node:
 
 def _constant_divisor(y: Any) -> int:
     number = y.number if isinstance(y, Node) and y.kind == "const" else y
-    if isinstance(number, Node) or isinstance(number, bool) or int(number) in (0, -1):
+    if isinstance(number, (Node, bool)) or int(number) in (0, -1):
         # ATen raises for a zero divisor and a machine division by it would trap
         raise NotLowered("an integer divisor that may be zero")
     return int(number)
@@ -143,7 +147,12 @@ def _integer_div(cx: Context, x: Any, y: Any, rounding_mode: str | None) -> Node
     if rounding_mode == "trunc" or dtype.startswith("u"):
         return quotient
     rest = b.call("fmod", dtype, a, c)
-    down = b.call("and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), b.const(divisor < 0, "bool")))
+    down = b.call(
+        "and",
+        "bool",
+        _nonzero(cx, rest),
+        b.call("ne", "bool", _below(cx, rest, 0), b.const(divisor < 0, "bool")),
+    )
     return b.call("sub", dtype, quotient, b.cast(down, dtype))
 
 
@@ -156,7 +165,9 @@ def _remainder(cx: Context, x: Any, y: Any) -> Node:
     rest = b.call("fmod", dtype, a, c)
     if dtype.startswith("u"):
         return rest
-    wrong = b.call("and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), _below(cx, c, 0)))
+    wrong = b.call(
+        "and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), _below(cx, c, 0))
+    )
     return b.call("where", dtype, wrong, b.call("add", dtype, rest, c), rest)
 
 
@@ -195,7 +206,9 @@ def _integer_power(cx: Context, a: Node, n: int) -> Node:
 
 @rule("aten.where")
 def _where(cx: Context, condition: Node, x: Any, y: Any) -> Node:
-    return cx.b.call("where", cx.dtype, cx.b.cast(condition, "bool"), cx.node(x, cx.dtype), cx.node(y, cx.dtype))
+    return cx.b.call(
+        "where", cx.dtype, cx.b.cast(condition, "bool"), cx.node(x, cx.dtype), cx.node(y, cx.dtype)
+    )
 
 
 @rule("aten.relu")
@@ -204,7 +217,9 @@ def _relu(cx: Context, x: Node) -> Node:
 
 
 @rule("aten.clamp", "aten.hardtanh")
-def clamp(cx: Context, x: Node, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Node:
+def clamp(
+    cx: Context, x: Node, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None
+) -> Node:
     low, high = (min if low is None else low), (max if high is None else high)
     value = cx.node(x, cx.dtype)
     if low is not None:

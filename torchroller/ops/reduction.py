@@ -63,8 +63,7 @@ def _amin(cx: Context, x: Node, dims: Any = (), keepdim: bool = False) -> Node:
 
 @rule("aten.any")
 def _any(cx: Context, x: Node, dims: Any = None, keepdim: bool = False, fn: str = "any") -> Node:
-    flag = cx.b.cast(cx.b.reduce(fn, cx.b.cast(x, "bool"), _dims(x, dims), "bool", keepdim), cx.dtype)
-    return flag
+    return cx.b.cast(cx.b.reduce(fn, cx.b.cast(x, "bool"), _dims(x, dims), "bool", keepdim), cx.dtype)
 
 
 @rule("aten.all")
@@ -131,7 +130,9 @@ def _var(cx: Context, x: Node, dims: Any = None, *, correction: Any = None, keep
 
 
 @rule("aten.var_mean")
-def _var_mean(cx: Context, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+def _var_mean(
+    cx: Context, x: Node, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> Any:
     return var_mean(cx, x, dims, correction, keepdim, x.dtype)
 
 
@@ -143,7 +144,9 @@ def moments(cx: Context, x: Node, dims: Sequence[int]) -> tuple[Node, Node]:
     return average, mean(cx, b.call("mul", dtype, centred, centred), dims, True)
 
 
-def var_mean(cx: Context, x: Node, dims: Any, correction: Any, keepdim: bool, dtype: str) -> tuple[Node, Node]:
+def var_mean(
+    cx: Context, x: Node, dims: Any, correction: Any, keepdim: bool, dtype: str
+) -> tuple[Node, Node]:
     b = cx.b
     x = b.cast(x, _wide(x.dtype))
     over = _dims(x, dims)
@@ -198,55 +201,79 @@ def _rms_norm(cx: Context, x: Node, shape: Sequence[int], weight: Any, eps: floa
 
 
 @rule("aten.native_group_norm")
-def _group_norm(cx: Context, x: Node, weight: Any, bias: Any, n: int, c: int, hxw: int, groups: int, eps: float) -> Any:
+def _group_norm(
+    cx: Context, x: Node, weight: Any, bias: Any, n: int, c: int, hxw: int, groups: int, eps: float
+) -> Any:
     b, dtype = cx.b, x.dtype
     wide = b.reshape(b.cast(x, _wide(dtype)), (n, groups, c // groups, hxw))
     average, second = moments(cx, wide, (2, 3))
     y, rstd = _normalised(cx, wide, average, second, eps)
-    per = lambda p: None if p is None else b.reshape(p, (1, groups, c // groups, 1))  # noqa: E731
-    out = b.cast(affine(cx, y, per(weight), per(bias)), dtype)
+    scale, shift = (None if p is None else b.reshape(p, (1, groups, c // groups, 1)) for p in (weight, bias))
+    out = b.cast(affine(cx, y, scale, shift), dtype)
     kind = str(cx.out(1).dtype).removeprefix("torch.")
-    flat = lambda v: b.cast(b.reshape(v, (n, groups)), kind)  # noqa: E731
-    return b.reshape(out, x.shape), flat(average), flat(rstd)
+    average, rstd = (b.cast(b.reshape(v, (n, groups)), kind) for v in (average, rstd))
+    return b.reshape(out, x.shape), average, rstd
+
+
+def _per_channel(cx: Context, x: Node, value: Node | None) -> Node | None:
+    """A value per channel, in the wide type and spread over x[n, c, ...]."""
+    if value is None:
+        return None
+    return cx.b.reshape(cx.b.cast(value, _wide(x.dtype)), (1, value.shape[0]) + (1,) * (len(x.shape) - 2))
 
 
 @rule("aten._native_batch_norm_legit_no_training")
-def _batch_norm_inference(cx: Context, x: Node, weight: Any, bias: Any, running_mean: Node, running_var: Node,
-                          momentum: float, eps: float) -> Any:  # fmt: skip
-    b, dtype = cx.b, x.dtype
-    wide = b.cast(x, _wide(dtype))
-    per = lambda p: None if p is None else b.reshape(b.cast(p, wide.dtype), (1, p.shape[0]) + (1,) * (len(x.shape) - 2))  # noqa: E731,E501
-    y, _ = _normalised(cx, wide, per(running_mean), per(running_var), eps)
-    out = b.cast(affine(cx, y, per(weight), per(bias)), dtype)
-    return (out, *(_empty(cx, i) for i in (1, 2)))
-
-
-def _empty(cx: Context, number: int) -> None:
-    if number in cx.used:
+def _batch_norm_inference(
+    cx: Context,
+    x: Node,
+    weight: Any,
+    bias: Any,
+    running_mean: Node,
+    running_var: Node,
+    momentum: float,
+    eps: float,
+) -> Any:
+    if {1, 2} & cx.used:
         raise NotLowered("a saved statistic of inference batch norm is used")
+    wide = cx.b.cast(x, _wide(x.dtype))
+    average, variance = _per_channel(cx, x, running_mean), _per_channel(cx, x, running_var)
+    assert variance is not None
+    y, _ = _normalised(cx, wide, average, variance, eps)
+    out = affine(cx, y, _per_channel(cx, x, weight), _per_channel(cx, x, bias))
+    return cx.b.cast(out, x.dtype), None, None
 
 
 @rule("aten._native_batch_norm_legit_functional")
-def _batch_norm_training(cx: Context, x: Node, weight: Any, bias: Any, running_mean: Node, running_var: Node,
-                         training: bool, momentum: float, eps: float) -> Any:  # fmt: skip
+def _batch_norm_training(
+    cx: Context,
+    x: Node,
+    weight: Any,
+    bias: Any,
+    running_mean: Node,
+    running_var: Node,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
     if not training:
         out, *_ = _batch_norm_inference(cx, x, weight, bias, running_mean, running_var, momentum, eps)
-        return out, None if 1 not in cx.used else _empty(cx, 1), None, running_mean, running_var
-    b, dtype = cx.b, x.dtype
-    wide = b.cast(x, _wide(dtype))
+        return out, None, None, running_mean, running_var
+    b = cx.b
+    wide = b.cast(x, _wide(x.dtype))
+    kind = wide.dtype
     dims = (0, *range(2, len(x.shape)))
     count = _count(x, dims)
     average, second = moments(cx, wide, dims)
     y, rstd = _normalised(cx, wide, average, second, eps)
-    per = lambda p: None if p is None else b.reshape(p, (1, p.shape[0]) + (1,) * (len(x.shape) - 2))  # noqa: E731
-    flat = lambda v: b.reshape(v, (x.shape[1],))  # noqa: E731
-    out = b.cast(affine(cx, y, per(weight), per(bias)), dtype)
-    kind = running_mean.dtype
-    blend = lambda old, new: b.cast(b.call("add", wide.dtype,  # noqa: E731
-        b.call("mul", wide.dtype, b.cast(old, wide.dtype), b.const(1 - momentum, wide.dtype)),
-        b.call("mul", wide.dtype, new, b.const(momentum, wide.dtype))), kind)  # fmt: skip
-    unbiased = b.call("mul", wide.dtype, flat(second), b.const(count / max(count - 1, 1), wide.dtype))
-    return out, flat(average), flat(rstd), blend(running_mean, flat(average)), blend(running_var, unbiased)
+    out = b.cast(affine(cx, y, _per_channel(cx, x, weight), _per_channel(cx, x, bias)), x.dtype)
+    average, rstd, second = (b.reshape(v, (x.shape[1],)) for v in (average, rstd, second))
+    unbiased = b.call("mul", kind, second, b.const(count / max(count - 1, 1), kind))
+
+    def blend(old: Node, new: Node) -> Node:
+        kept = b.call("mul", kind, b.cast(old, kind), b.const(1 - momentum, kind))
+        return b.cast(b.call("add", kind, kept, b.call("mul", kind, new, b.const(momentum, kind))), old.dtype)
+
+    return out, average, rstd, blend(running_mean, average), blend(running_var, unbiased)
 
 
 @rule("aten._softmax")

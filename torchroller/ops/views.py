@@ -42,7 +42,9 @@ def _expand(cx: Context, x: Node, shape: Sequence[int], **kw: Any) -> Node:
 
 
 @rule("aten.slice")
-def _slice(cx: Context, x: Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Node:
+def _slice(
+    cx: Context, x: Node, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Node:
     dim %= len(x.shape)
     size = x.shape[dim]
     first = 0 if start is None else max(start + size, 0) if start < 0 else min(start, size)

@@ -24,7 +24,8 @@ from .widths import propagate_widths
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """facts and need of every node (a tuple for operators with several results); rules are the ones that were used.
+    """facts and need of every node (a tuple for operators with several results); rules are the ones that were
+    used.
 
     need is a compact bool, or None where nothing is needed. parameters_fixed: their values count as constants
     (inference); otherwise only what masks fix does (training).
@@ -103,8 +104,9 @@ def propagate(
 ) -> Propagation:
     """TeSA of every tensor of the model's graph, given that of some.
 
-    example_inputs: a tuple. scramble_trials: runs of each operator that has no rule; 0 assumes the worst of it.
-    trainable: do not count the values of alive parameters as known. Raises MaskError, ModelMismatch, CaptureError.
+    example_inputs: a tuple. scramble_trials: runs of each operator that has no rule; 0 assumes the worst of
+    it. trainable: do not count the values of alive parameters as known. Raises MaskError, ModelMismatch,
+    CaptureError.
     """
     started = time.perf_counter()
     given = with_default_bits(validate(model, tesa), model)
@@ -202,8 +204,8 @@ def _forward(
         elif node.op == "placeholder":
             new = unknown(node.meta.get("val"))
         elif node.op == "call_function" and node.target is operator.getitem:
-            whole = facts.get(node.args[0])  # type: ignore[arg-type]
-            new = whole[node.args[1]] if isinstance(whole, tuple) else unknown(node.meta.get("val"))
+            whole, part = facts.get(node.args[0]), int(node.args[1])  # type: ignore[arg-type, call-overload]
+            new = whole[part] if isinstance(whole, tuple) else unknown(node.meta.get("val"))
         elif node.op == "call_function" and _has_tensor(node):
             new = rules[node].forward(make_call(node, facts))
         elif node.op == "call_module":

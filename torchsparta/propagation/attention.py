@@ -1,4 +1,5 @@
-"""scaled_dot_product_attention: dead heads, dead rows of q, k and v, and constants that survive the softmax."""
+"""scaled_dot_product_attention: dead heads, dead rows of q, k and v, and constants that survive the
+softmax."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Attention(Rule):
     """out[…, t, e] = sum_s softmax_s(q[…, t, :] · k[…, s, :] * scale + mask) v[…, s, e].
 
-    Rows of the softmax sum to one, so an element of v that is the same constant at every s comes out unchanged and
-    makes q, k and the mask irrelevant. A row that the mask hides throughout is not assumed.
+    Rows of the softmax sum to one, so an element of v that is the same constant at every s comes out
+    unchanged and makes q, k and the mask irrelevant. A row that the mask hides throughout is not assumed.
     """
 
     def _grouped(self, call: Call) -> int:
@@ -60,7 +61,8 @@ class Attention(Rule):
         if call.at(4, "dropout_p") or not bool(need.any()):
             return super().backward(call, out, need)
         groups = self._grouped(call)
-        open_scores = None if self._hidden(call) is None else ~self._hidden(call)
+        hidden = self._hidden(call)
+        open_scores = None if hidden is None else ~hidden
 
         # v[…, s, e] is needed if some t that may see s needs e
         if open_scores is not None and open_scores.shape[-1] > 1 and bool((~open_scores).any()):
@@ -144,7 +146,10 @@ class Attention(Rule):
             opened = mask if mask.dtype == torch.bool else mask == 0
             if bool(opened.all()):  # a mask that hides nothing
                 return em.call(
-                    call.node.target, *(em.arg(i) for i in range(3)), scale=scale, enable_gqa=self._grouped(call) > 1
+                    call.node.target,
+                    *(em.arg(i) for i in range(3)),
+                    scale=scale,
+                    enable_gqa=self._grouped(call) > 1,
                 )
             if self._grouped(call) == 1 and not symbolic_dims(call.out):
                 return em.attention_site(mask, scale)
@@ -152,7 +157,8 @@ class Attention(Rule):
 
 
 def _live_products(call: Call) -> Any:
-    """[D] bool: where a known q and a known k multiply to something other than zero, which scores would miss."""
+    """[D] bool: where a known q and a known k multiply to something other than zero, which scores would
+    miss."""
     sums = []
     for f in call.inputs[:2]:
         size = f.shape[-1]

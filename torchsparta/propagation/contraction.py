@@ -1,9 +1,9 @@
 """Bilinear operators: linear, matmul and its kin, convolution, einsum.
 
-Run over {may be nonzero} the operator counts the products that reach an output element. With U = not known and
-N = may be nonzero, an output element is known iff f(U_a, N_b) + f(N_a, U_b) is 0 there, and its value is f of the
-known values. What is needed backward is the operator's gradient expression over the same sets (SparTA's
-propagation), which autograd supplies for every bilinear operator.
+Run over {may be nonzero} the operator counts the products that reach an output element. With U = not known
+and N = may be nonzero, an output element is known iff f(U_a, N_b) + f(N_a, U_b) is 0 there, and its value is
+f of the known values. What is needed backward is the operator's gradient expression over the same sets
+(SparTA's propagation), which autograd supplies for every bilinear operator.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Contraction(Rule):
             b = a + 1
         return a, b, None if self.bias is None else call.index_of(call.at(self.bias))
 
-    def _sized(self, call: Call, need: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def _sized(
+        self, call: Call, need: Tensor | None
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         ia, ib, _ = self.operands(call)  # type: ignore[misc]
         fa, fb = call.inputs[ia], call.inputs[ib]
         dims_a, dims_b = self.layout(call, fa, fb, need)
@@ -79,9 +81,11 @@ class Contraction(Rule):
             return Facts.unknown(call.out, call.confidence)
         f = self.product(call)
         sa, sb = self._sized(call, None)
-        ua, ub, na, nb = (t.float() for t in (sa(~a.known), sb(~b.known), sa(a.maybe), sb(b.maybe)))
         with torch.no_grad():
-            known = (f(ua, nb) + f(na, ub)) == 0
+            count = f(sa(~a.known).float(), sb(b.maybe).float())
+            if not b.all_known:
+                count = count + f(sa(a.maybe).float(), sb(~b.known).float())
+            known = count == 0
             if not bool(known.any()):
                 return Facts.unknown(call.out, call.confidence)
             value = self.known_product(call, f, a, b, sa, sb)
@@ -102,7 +106,9 @@ class Contraction(Rule):
         sa: Callable[[Tensor], Tensor],
         sb: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        return f(sa(a.value), sb(b.value))
+        if a.all_zero_values or b.all_zero_values:
+            return torch.zeros((), dtype=torch.float64)
+        return f(sa(a.value).double(), sb(b.value).double())
 
     def backward(self, call: Call, out: Facts, need: Tensor) -> Needs:
         result: Needs = [None] * len(call.inputs)
@@ -136,7 +142,8 @@ def _gradient(f: Callable[[Tensor], Tensor], at: Tensor, need: Tensor) -> Tensor
 
 
 class Linear(Contraction):
-    """linear(x, w[N, K], b), and addmm(b, x, w[K, N]), mm, matmul with a weight: `transposed` is w's layout."""
+    """linear(x, w[N, K], b), and addmm(b, x, w[K, N]), mm, matmul with a weight: `transposed` is w's
+    layout."""
 
     def __init__(self, x: int, w: int, bias: int | None, transposed: bool = False):
         super().__init__(x, w, bias)
@@ -250,8 +257,9 @@ class Convolution(Contraction):
         self.transposed = transposed
 
     def product(self, call: Call) -> Callable[[Tensor, Tensor], Tensor]:
-        target, rest = call.node.target, [call.at(p) for p in range(3, len(call.node.target._schema.arguments))]  # type: ignore[union-attr]
-        return lambda x, w: target(x, w, None, *rest)  # type: ignore[operator]
+        target: Any = call.node.target
+        rest = [call.at(p) for p in range(3, len(target._schema.arguments))]
+        return lambda x, w: target(x, w, None, *rest)
 
     def groups(self, call: Call) -> int:
         return int(call.at(6, "groups"))
@@ -286,21 +294,26 @@ class Convolution(Contraction):
             return super().forward(call)
         if a.none_known and b.none_known:
             return Facts.unknown(call.out, call.confidence)
-        merged = _merge_taps
         f = self._channel_product(call)
-        ua, na = (t.float().expand(t.shape[0], a.shape[1], *t.shape[2:]).flatten(2) for t in (~a.known, a.maybe))
-        ub, nb = (merged(b.full(t)).float() for t in (~b.known, b.maybe))
-        known = (f(ua, nb) + f(na, ub)) == 0
+
+        def per_channel(t: Tensor) -> Tensor:
+            return t.expand(t.shape[0], a.shape[1], *t.shape[2:]).flatten(2).float()
+
+        nb = _merge_taps(b.full(b.maybe)).float()
+        count = f(per_channel(~a.known), nb)
+        if not b.all_known:
+            count = count + f(per_channel(a.maybe), _merge_taps(b.full(~b.known)).float())
+        known = count == 0
         if not bool(known.any()):
             return Facts.unknown(call.out, call.confidence)
         known = known.reshape(known.shape[0], known.shape[1], *[1] * (len(call.out.shape) - 2))
         value = torch.zeros((), dtype=torch.float64)
-        live = f(a.value.expand(a.value.shape[0], a.shape[1], *a.value.shape[2:]).flatten(2).abs().float(),
-                 merged(b.full(b.value != 0)).float())  # fmt: skip
-        if bool((live.reshape(known.shape)[known] > 0).any()):
+        if not a.all_zero_values and bool(
+            (f(per_channel(a.value != 0), nb).reshape(known.shape)[known] > 0).any()
+        ):
             # a nonzero constant: at padded borders its sum differs, so compute it position by position
             sa, sb = self._sized(call, None)
-            value = self.product(call)(sa(a.value), sb(b.value))
+            value = self.product(call)(sa(a.value).double(), sb(b.value).double())
         if call.index_of(call.at(2)) is not None:
             bias = call.inputs[2]
             value = value + self.bias_view(call, bias.full(bias.value))
@@ -324,7 +337,9 @@ class Convolution(Contraction):
         result[0] = compact(need_a.reshape(*need_a.shape[:2], *[1] * spatial))[0]
         result[1] = need_b.reshape(*need_b.shape[:2], *[1] * spatial)
         if call.index_of(call.at(2)) is not None:
-            result[2] = compact(any_over(wanted.any(2), (1, call.out.shape[1]))[0].expand(call.out.shape[1]))[0]
+            result[2] = compact(any_over(wanted.any(2), (1, call.out.shape[1]))[0].expand(call.out.shape[1]))[
+                0
+            ]
         return result
 
     def keep(self, axes: CallAxes) -> None:

@@ -1,13 +1,15 @@
 """What is known about the elements of one tensor of the graph, and about one call: `Facts`, `Call`.
 
-Forward knowledge: an element is *known* if it has the same value for every input (zero is the case that matters
-most). Backward knowledge is one bool per element: *needed* or not. Both are kept compact (`tesa.compact`).
+Forward knowledge: an element is *known* if it has the same value for every input (zero is the case that
+matters most). Backward knowledge is one bool per element: *needed* or not. Both are kept compact
+(`tesa.compact`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from ..tesa import compact
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """known: bool, value: float64 (0 where not known); one layout, each dimension 1 or full.
+    """known: bool, value: float (0 where not known); one layout, each dimension 1 or full.
 
     dtype: of the tensor in the graph. confidence: 1.0 if every step was a rule, less after scrambling.
     """
@@ -35,7 +37,8 @@ class Facts:
     def of(known: Tensor, value: Tensor, like: Any, confidence: float = 1.0) -> Facts:
         """Facts about the tensor whose metadata is `like`, stored compact.
 
-        Along symbolic dimensions only what is the same at every position is kept, so that it holds for every size.
+        Along symbolic dimensions only what is the same at every position is kept, so that it holds for every
+        size.
         """
         shape = shape_of(like)
         known = known.bool()
@@ -68,36 +71,48 @@ class Facts:
 
     @staticmethod
     def literal(value: Tensor, like: Any) -> Facts:
+        """A parameter or buffer. Its values are not copied (and so keep their dtype)."""
         if value.is_complex():
             return Facts.unknown(like)
-        return Facts.of(torch.ones((), dtype=torch.bool), value.detach().cpu().double(), like)
+        value = value.detach().cpu()
+        if not value.is_floating_point():
+            return Facts.of(torch.ones((), dtype=torch.bool), value.double(), like)
+        return Facts(shape_of(like), torch.ones((), dtype=torch.bool).expand(value.shape), value, like.dtype)
 
-    @property
+    @cached_property
     def zero(self) -> Tensor:
         """bool, compact: known to be zero."""
         return self.known & (self.value == 0)
 
-    @property
+    @cached_property
     def maybe(self) -> Tensor:
         """bool, compact: may be something other than zero."""
         return ~self.zero
 
-    @property
+    @cached_property
     def all_known(self) -> bool:
         return bool(self.known.all())
 
-    @property
+    @cached_property
     def none_known(self) -> bool:
         return not bool(self.known.any())
+
+    @cached_property
+    def all_zero_values(self) -> bool:
+        """Whether no nonzero value is known."""
+        return not bool((self.value != 0).any())
 
     def full(self, what: Tensor) -> Tensor:
         """A compact tensor at the logical shape (no copy)."""
         return what.expand(self.shape)
 
     def as_input(self, full: bool = False) -> Tensor:
-        """The known values (0 elsewhere) as an argument for the operator: float64, or the integer/bool dtype."""
+        """The known values (0 elsewhere) as an argument for the operator: float64, or the integer/bool
+        dtype."""
         value = self.value.expand(self.shape) if full else self.value
-        return value if self.dtype.is_floating_point or self.dtype.is_complex else value.to(self.dtype)
+        return (
+            value.double() if self.dtype.is_floating_point or self.dtype.is_complex else value.to(self.dtype)
+        )
 
     def weaken(self, confidence: float) -> Facts:
         return self if confidence >= self.confidence else replace(self, confidence=confidence)
@@ -162,7 +177,9 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def invoke(node: fx.Node, tensors: Sequence[Tensor], target: Callable | None = None) -> Any:
-    leaves, spec = tree_flatten((tuple(node.args), dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
+    leaves, spec = tree_flatten(
+        (tuple(node.args), dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node)
+    )
     rest = iter(tensors)
     filled = []
     for leaf in leaves:
@@ -176,8 +193,9 @@ def invoke(node: fx.Node, tensors: Sequence[Tensor], target: Callable | None = N
             leaf = torch.device("cpu")
         filled.append(leaf)
     args, kwargs = tree_unflatten(filled, spec)
+    function: Any = target or node.target
     with torch.no_grad():
-        return (target or node.target)(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def any_over(needed: Tensor, shape: Sequence[int]) -> Tensor:

@@ -43,7 +43,9 @@ class Movement(Rule):
         missing = self.move(call, [(~t).to(torch.uint8) if t.dtype == torch.bool else t for t in tensors], 0)
         moved = self.move(call, values, self.fill_value(call))
         if isinstance(call.out, (tuple, list)):
-            return tuple(Facts.of(m == 0, v, like, call.confidence) for m, v, like in zip(missing, moved, outs))
+            return tuple(
+                Facts.of(m == 0, v, like, call.confidence) for m, v, like in zip(missing, moved, outs)
+            )
         return Facts.of(missing == 0, moved, call.out, call.confidence)
 
     fills = False  # whether some outputs may come from nowhere (pad, tril)
@@ -117,7 +119,9 @@ class Permute(Movement):
         if call.op in ("permute", "permute_copy"):
             return [int(d) % rank for d in call.at(1)]
         order = list(range(rank))
-        first, second = (0, rank - 1) if call.op in ("t", "numpy_T") else (call.at(1) % rank, call.at(2) % rank)
+        first, second = (
+            (0, rank - 1) if call.op in ("t", "numpy_T") else (call.at(1) % rank, call.at(2) % rank)
+        )
         if rank:
             order[first], order[second] = order[second], order[first]
         return order
@@ -324,7 +328,8 @@ class Triangle(Movement):
 
 
 class Along(Movement):
-    """flip, roll, repeat, index_select with known indices, …: some dimensions are rearranged, the rest pass."""
+    """flip, roll, repeat, index_select with known indices, …: some dimensions are rearranged, the rest
+    pass."""
 
     def __init__(self, index_positions: tuple[int, ...] = (), covers: bool = False):
         self.index_positions = index_positions

@@ -1,8 +1,9 @@
 """LSTM: hidden units that never leave zero, and units that nobody reads.
 
-With gates i, f, g, o: c' = f c + i g, h = o tanh(c'). A unit whose g-row (both weights and both biases) is zero has
-g = tanh(0) = 0, so c and h stay 0 if they start at 0. That is zero; the other gates of the unit do not matter then.
-A unit is not needed if its output is not and every column that reads it, recurrent ones included, is zero.
+With gates i, f, g, o: c' = f c + i g, h = o tanh(c'). A unit whose g-row (both weights and both biases) is
+zero has g = tanh(0) = 0, so c and h stay 0 if they start at 0. That is zero; the other gates of the unit do
+not matter then. A unit is not needed if its output is not and every column that reads it, recurrent ones
+included, is zero.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 
 class Lstm(Rule):
-    """aten.lstm.input(x, [h0, c0], params, has_biases, layers, dropout, train, bidirectional, batch_first)."""
+    """aten.lstm.input(x, [h0, c0], params, has_biases, layers, dropout, train, bidirectional,
+    batch_first)."""
 
     def _layout(self, call: Call) -> tuple[bool, int, bool, int] | None:
-        """(biases, layers, bidirectional, hidden); None for what this rule does not cover (projections, dropout)."""
+        """(biases, layers, bidirectional, hidden); None for what this rule does not cover (projections,
+        dropout)."""
         if call.op != "lstm" or not isinstance(call.at(3), bool):
             return None
         biases, layers, dropout, train, both = (call.at(p) for p in (3, 4, 5, 6, 7))
@@ -59,7 +62,9 @@ class Lstm(Rule):
                 index = self._weights(call, layer, direction)
                 k = layer * directions + direction
                 start = _state_zero(h0, k, hidden) & _state_zero(c0, k, hidden)
-                ih, hh = (call.inputs[i].full(call.inputs[i].zero)[2 * hidden : 3 * hidden] for i in index[:2])
+                ih, hh = (
+                    call.inputs[i].full(call.inputs[i].zero)[2 * hidden : 3 * hidden] for i in index[:2]
+                )
                 still = start.clone()
                 for i in index[2:]:
                     still &= call.inputs[i].full(call.inputs[i].zero)[2 * hidden : 3 * hidden]
@@ -83,7 +88,9 @@ class Lstm(Rule):
         states = torch.stack([u for layer in units for u in layer])
         if call.out[1].dim() == 3:
             states = states.unsqueeze(1)
-        outputs = Facts.of(last.reshape(*[1] * (call.out[0].dim() - 1), -1), zero, call.out[0], call.confidence)
+        outputs = Facts.of(
+            last.reshape(*[1] * (call.out[0].dim() - 1), -1), zero, call.out[0], call.confidence
+        )
         return (outputs,) + tuple(Facts.of(states, zero, like, call.confidence) for like in call.out[1:3])
 
     def backward(self, call: Call, out: Any, need: Any) -> Needs:
@@ -136,7 +143,6 @@ class Lstm(Rule):
             return ~torch.cat(stuck[layer - 1])[None, :]
         x = call.inputs[0]
         return x.maybe.flatten(0, -2).any(0).expand(x.shape[-1])[None, :]
-
 
     # -- structure -----------------------------------------------------------------------------------------
     def _shrinkable(self, axes: CallAxes) -> bool:
@@ -219,7 +225,16 @@ class Lstm(Rule):
                     held = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
                     params.append(builder.graph.get_attr(builder.hold(name, held)))
             found = em.call(
-                call.node.target, x, start, params, biases, 1, 0.0, False, both, bool(call.at(8, "batch_first"))
+                call.node.target,
+                x,
+                start,
+                params,
+                biases,
+                1,
+                0.0,
+                False,
+                both,
+                bool(call.at(8, "batch_first")),
             )
             x = em.call(operator.getitem, found, 0)
             columns = np.concatenate([keep] * directions)

@@ -48,7 +48,8 @@ class Reduction(Rule):
                 return unknown(call.out, call.confidence)
             results = call.invoke([value])
             return tuple(
-                Facts.of(torch.ones((), dtype=torch.bool), r, v, call.confidence) for r, v in zip(results, call.out)
+                Facts.of(torch.ones((), dtype=torch.bool), r, v, call.confidence)
+                for r, v in zip(results, call.out)
             )
         result = call.invoke([value])
         if result.is_complex():
@@ -88,7 +89,8 @@ class Reduction(Rule):
 
 
 class Softmax(Reduction):
-    """softmax along one dimension: -inf gives 0 (a row that is -inf throughout is not assumed), 0 gives not 0."""
+    """softmax along one dimension: -inf gives 0 (a row that is -inf throughout is not assumed), 0 gives not
+    0."""
 
     def __init__(self) -> None:
         super().__init__(1, "scan")
@@ -138,9 +140,11 @@ class ChannelAffine(Rule):
             if f is None:
                 return torch.ones((), dtype=torch.bool), one * default
             shape = (1, -1) + (1,) * (rank - 2)
-            return f.full(f.known).reshape(shape), f.full(f.value).reshape(shape)
+            return f.full(f.known).reshape(shape), f.full(f.value).double().reshape(shape)
 
-        (kw, w), (kb, b), (km, m), (kv, v) = (per_channel(p, d) for p, d in ((1, 1.0), (2, 0.0), (3, 0.0), (4, 1.0)))
+        (kw, w), (kb, b), (km, m), (kv, v) = (
+            per_channel(p, d) for p, d in ((1, 1.0), (2, 0.0), (3, 0.0), (4, 1.0))
+        )
         eps = float(call.at(7 if call.op == "batch_norm" else 6))
         scaled = (x.value - m) / torch.sqrt(v + eps) * w
         known = (x.known & km & kv & kw) | (kw & (w == 0))
@@ -186,7 +190,8 @@ class ChannelAffine(Rule):
 
 
 class LayerNorm(Rule):
-    """layer_norm, rms_norm, group_norm: out = normalised(x) * w + b. Known where w is 0, else where all of x is."""
+    """layer_norm, rms_norm, group_norm: out = normalised(x) * w + b. Known where w is 0, else where all of x
+    is."""
 
     def forward(self, call: Call) -> Any:
         result = super().forward(call)
@@ -270,7 +275,8 @@ class LayerNorm(Rule):
 
 
 class Window(Rule):
-    """Pooling, interpolation: mixes positions, never channels; the last `spatial` dimensions are positions."""
+    """Pooling, interpolation: mixes positions, never channels; the last `spatial` dimensions are
+    positions."""
 
     def __init__(self, spatial: int):
         self.spatial = spatial

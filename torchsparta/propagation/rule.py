@@ -1,12 +1,12 @@
 """What a rule is: how knowledge flows through one operator, and which slices it lets disappear.
 
-`forward` and `backward` are the algebra (facts.py says what of); `keep` ties the axes of inputs and output that
-must lose the same slices; `emit` rebuilds the call on the smaller tensors. Subclass `Rule`, register an instance in
-`table.py` (or `torchsparta.propagation.register`) and the operator is known to the whole package.
+`forward` and `backward` are the algebra (facts.py says what of); `keep` ties the axes of inputs and output
+that must lose the same slices; `emit` rebuilds the call on the smaller tensors. Subclass `Rule`, register an
+instance in `table.py` (or `torchsparta.propagation.register`) and the operator is known to the whole package.
 
-Contract of `backward`: replacing any of the inputs' elements that it calls not needed by zero leaves every needed
-element of the output as it was, whatever else is replaced. It may rely on the facts of the other inputs.
-Everything assumes finite arithmetic: 0 * x is 0.
+Contract of `backward`: replacing any of the inputs' elements that it calls not needed by zero leaves every
+needed element of the output as it was, whatever else is replaced. It may rely on the facts of the other
+inputs. Everything assumes finite arithmetic: 0 * x is 0.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _any_needed(need: Any) -> bool:
 
 
 def evaluate(call: Call, full: bool = True) -> Any:
-    """The operator on its known inputs if all are; unknown otherwise. full=False: it broadcasts (pointwise)."""
+    """The operator on its known inputs if all are; unknown otherwise. full=False: it broadcasts
+    (pointwise)."""
     like = call.out
     if not all(f.all_known for f in call.inputs) or is_random(call):
         return unknown(like, call.confidence)

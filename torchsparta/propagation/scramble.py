@@ -1,10 +1,10 @@
 """Tensor scrambling: what a black box does with known zeros, found by trying it.
 
 Known elements keep their value, all others are drawn at random, the operator runs, again and again. An output
-element that never changes is claimed known; an input element whose gradient towards every needed output is zero in
-every draw is claimed not needed. An element that changes in at least half of all draws is caught with probability
-1 - 2^-(trials - 1): that is the stated confidence. It is below 1, so nothing that is required to be exact relies on it,
-and an operator with a rule is never scrambled.
+element that never changes is claimed known; an input element whose gradient towards every needed output is
+zero in every draw is claimed not needed. An element that changes in at least half of all draws is caught with
+probability 1 - 2^-(trials - 1): that is the stated confidence. It is below 1, so nothing that is required to
+be exact relies on it, and an operator with a rule is never scrambled.
 """
 
 from __future__ import annotations
@@ -76,13 +76,16 @@ class Scramble(Rule):
         try:
             for t in range(self.trials):
                 leaves = [
-                    x.requires_grad_(True) if x.is_floating_point() else x for x in map(torch.clone, self._draw(call, t))
+                    x.requires_grad_(True) if x.is_floating_point() else x
+                    for x in map(torch.clone, self._draw(call, t))
                 ]
                 with torch.enable_grad():
                     result = _invoke_with_grad(call, leaves)
                     cotangent = torch.randn(result.shape, dtype=torch.float64) * need.expand(result.shape)
                     live = [x for x in leaves if x.requires_grad]
-                    gradients = torch.autograd.grad(result, live, cotangent.to(result.dtype), allow_unused=True)
+                    gradients = torch.autograd.grad(
+                        result, live, cotangent.to(result.dtype), allow_unused=True
+                    )
                 found = iter(gradients)
                 for i, x in enumerate(leaves):
                     gradient = next(found) if x.requires_grad else None
@@ -92,7 +95,9 @@ class Scramble(Rule):
                         wanted[i] |= gradient != 0
         except (RuntimeError, NotImplementedError, TypeError, IndexError):
             return pessimistic
-        return [compact(w)[0] if bool(w.any()) else everything(f) & False for w, f in zip(wanted, call.inputs)]
+        return [
+            compact(w)[0] if bool(w.any()) else everything(f) & False for w, f in zip(wanted, call.inputs)
+        ]
 
 
 def _open(facts: Any) -> bool:

@@ -1,6 +1,7 @@
 """The one table: which rule an ATen operator has.
 
-Operators that PyTorch itself tags pointwise need no entry. `register` adds a rule for an operator of your own.
+Operators that PyTorch itself tags pointwise need no entry. `register` adds a rule for an operator of your
+own.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ RULES: dict[str, Rule] = {
     "baddbmm": Matmul(1, 2, 0),
     "einsum": Einsum(),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution()),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), Convolution(transposed=True)),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), Convolution(transposed=True)
+    ),
     "scaled_dot_product_attention": Attention(),
     "lstm": Lstm(),
     # movement
@@ -74,7 +77,9 @@ RULES: dict[str, Rule] = {
          "_reshape_copy", "squeeze_copy", "unsqueeze_copy"),
         Reshape(),
     ),
-    **dict.fromkeys(("permute", "transpose", "t", "numpy_T", "swapaxes", "swapdims", "permute_copy"), Permute()),
+    **dict.fromkeys(
+        ("permute", "transpose", "t", "numpy_T", "swapaxes", "swapdims", "permute_copy"), Permute()
+    ),
     **dict.fromkeys(("expand", "broadcast_to", "expand_copy"), Expand()),
     **dict.fromkeys(("cat", "concat", "concatenate"), Concat()),
     "stack": Stack(),
@@ -84,7 +89,9 @@ RULES: dict[str, Rule] = {
     "unbind": Unbind(),
     "constant_pad_nd": Pad(),
     **dict.fromkeys(("tril", "triu"), Triangle()),
-    **dict.fromkeys(("flip", "roll", "repeat", "movedim", "pixel_shuffle", "pixel_unshuffle", "rot90"), Along(covers=True)),
+    **dict.fromkeys(
+        ("flip", "roll", "repeat", "movedim", "pixel_shuffle", "pixel_unshuffle", "rot90"), Along(covers=True)
+    ),
     **dict.fromkeys(("diagonal", "unfold", "im2col"), Along()),
     # chosen by integers
     "embedding": Embedding(),
@@ -101,11 +108,14 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cumsum", "cumprod", "log_softmax", "_log_softmax"), Reduction(1, "scan")),
     **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), Softmax()),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), ChannelAffine()),
-    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"), LayerNorm()),
+    **dict.fromkeys(
+        ("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"), LayerNorm()
+    ),
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d"), Window(1)),
     **dict.fromkeys(
         ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
-         "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad2d",
+         "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+         "reflection_pad2d",
          "replication_pad2d"),
         Window(2),
     ),
@@ -114,7 +124,8 @@ RULES: dict[str, Rule] = {
 
 
 def register(target: str | Any, rule: Rule) -> None:
-    """Give an operator a rule: `register(torch.ops.mine.scale.default, Pointwise())` or by name, "mine::scale"."""
+    """Give an operator a rule: `register(torch.ops.mine.scale.default, Pointwise())` or by name,
+    "mine::scale"."""
     RULES[target if isinstance(target, str) else packet_name(target)] = rule
 
 

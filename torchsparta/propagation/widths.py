@@ -19,10 +19,12 @@ _SELECTORS = {"relu", "clone", "contiguous", "alias", "detach", "lift_fresh_copy
 
 
 def propagate_widths(analysis: Analysis, given: Mapping[str, TeSA]) -> dict[fx.Node, Tensor]:
-    """Compact int8 width of every tensor: the dtype's, or the mask's or quantizer's where elements are only moved.
+    """Compact int8 width of every tensor: the dtype's, or the mask's or quantizer's where elements are only
+    moved.
 
-    Moving commutes with quantization, so widths go forward through views, permutations, slices and concatenation
-    (relu too: zero and the unchanged value are both representable). Any arithmetic gives the dtype's width back.
+    Moving commutes with quantization, so widths go forward through views, permutations, slices and
+    concatenation (relu too: zero and the unchanged value are both representable). Any arithmetic gives the
+    dtype's width back.
     """
     from .analysis import make_call
 
@@ -31,7 +33,9 @@ def propagate_widths(analysis: Analysis, given: Mapping[str, TeSA]) -> dict[fx.N
         if not is_tensor(node):
             continue
         like = node.meta["val"]
-        plain = torch.full((1,) * like.dim(), min(64, like.element_size() * 8 if like.dtype != torch.bool else 1))
+        plain = torch.full(
+            (1,) * like.dim(), min(64, like.element_size() * 8 if like.dtype != torch.bool else 1)
+        )
         width = plain.to(torch.int8)
         rule = analysis.rules.get(node)
         if node.op == "get_attr" and str(node.target) in given:
@@ -53,7 +57,9 @@ def _through(call, rule, widths: dict[fx.Node, Tensor], plain: Tensor) -> Tensor
                 return plain
             return moved.to(torch.int8)
         return widths[sources[0]] if call.op in _SELECTORS else plain
-    if (isinstance(rule, Movement) and not rule.fills and isinstance(call.out, Tensor)) or call.op in _SELECTORS:
+    if (
+        isinstance(rule, Movement) and not rule.fills and isinstance(call.out, Tensor)
+    ) or call.op in _SELECTORS:
         known = [int(widths[s].flatten()[0]) for s in sources if s in widths]
         return torch.full_like(plain, max(known)) if known else plain
     return plain

@@ -6,7 +6,16 @@ from .linear import SpecialisedLinear
 from .pieces import ACTIVATIONS, Epilogue
 from .program import Launch, Program, can_execute
 
-__all__ = ["ACTIVATIONS", "Epilogue", "BlockDotLinear", "Launch", "Program", "SpecialisedLinear", "can_execute", "specialise"]
+__all__ = [
+    "ACTIVATIONS",
+    "Epilogue",
+    "BlockDotLinear",
+    "Launch",
+    "Program",
+    "SpecialisedLinear",
+    "can_execute",
+    "specialise",
+]
 
 
 def specialise(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..formats import Dense, RowGroups, SparseFormat
 from ..formats.quantized import Quantized
-from .pieces import Epilogue
+from .pieces import MAGIC, Epilogue
 from .plan import Open, Plan, Space, Step
 from .program import Launch, Program, interpreting
 
@@ -59,11 +59,13 @@ def dot_program(spec: DotSpec) -> Program:
         at = f"({start} + {flat})"
         target = "tl.int8" if s.integer else s.compute
         guard = "" if s.listed or not ragged else f", mask=(offs_k < {s.columns})[:, None], other=136"
-        load_b = f"(((tl.load(val + {at} // 2{guard}).to(tl.int32) >> (({at} % 2) * 4)) & 15) - 8).to({target})"
+        load_b = (
+            f"(((tl.load(val + {at} // 2{guard}).to(tl.int32) >> (({at} % 2) * 4)) & 15) - 8).to({target})"
+        )
     widen = f".to({s.compute})" if s.widen or (s.values != "real" and not s.integer) else ""
     precision = "" if s.integer else ', input_precision="ieee"'
     body = [
-        f"nb = tl.load(order + tl.program_id(0))" if s.listed else "nb = tl.program_id(0)",
+        "nb = tl.load(order + tl.program_id(0))" if s.listed else "nb = tl.program_id(0)",
         f"offs_m = tl.program_id(1) * {s.tokens} + tl.arange(0, {s.tokens})",
         f"lane_n = tl.arange(0, {s.rows})",
         f"lane_k = tl.arange(0, {s.width})",
@@ -71,7 +73,10 @@ def dot_program(spec: DotSpec) -> Program:
         f"total = tl.zeros([{s.tokens}, {s.rows}], dtype={acc})",
     ]
     if s.listed:
-        body += ["for j in range(tl.load(ptr + nb * 2), tl.load(ptr + nb * 2 + 1)):", "    k0 = tl.load(idx + j)"]
+        body += [
+            "for j in range(tl.load(ptr + nb * 2), tl.load(ptr + nb * 2 + 1)):",
+            "    k0 = tl.load(idx + j)",
+        ]
     else:
         body += [f"for k0 in range(0, {s.columns}, {s.width}):"]
     body += [
@@ -100,7 +105,11 @@ def dot_program(spec: DotSpec) -> Program:
 
 
 def quantize_program(tokens: int, columns: int) -> Program:
-    """x [M, K] to q [M, K] int8 and scale[m] = max |x[m]| / 127, half to even. Grid: (token tiles,)."""
+    """x [M, K] to q [M, K] int8 and scale[m] = max |x[m]| / 127, half to even. Grid: (token tiles,).
+
+    Adding 1.5 * 2**23 rounds to an integer that then stands in the low bits: no conversion, which CPUs lack for
+    vectors with the saturation that a cast promises.
+    """
     source = f"""@triton.jit
 def quantize(x, q, scale, M, K, stride_x):
     offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
@@ -115,10 +124,9 @@ def quantize(x, q, scale, M, K, stride_x):
     for k0 in range(0, K, {columns}):
         inside = (offs_m < M)[:, None] & (k0 + lane < K)[None, :]
         tile = tl.load(x + offs_m[:, None] * stride_x + (k0 + lane)[None, :], mask=inside, other=0.0)
-        v = tile.to(tl.float32) / s[:, None]
-        v = (v + 12582912.0) - 12582912.0
-        v = tl.minimum(tl.maximum(v, -127.0), 127.0)
-        tl.store(q + offs_m[:, None] * K + (k0 + lane)[None, :], v.to(tl.int8), mask=inside)
+        v = tl.minimum(tl.maximum(tile.to(tl.float32) / s[:, None], -127.0), 127.0)
+        bits = (v + {MAGIC}).to(tl.int32, bitcast=True)
+        tl.store(q + offs_m[:, None] * K + (k0 + lane)[None, :], bits.to(tl.int8), mask=inside)
 """
     return Program("quantize", source)
 
@@ -165,7 +173,11 @@ class BlockDotLinear:
         if self.integer and not isinstance(self.part, Quantized):
             raise ValueError("BlockDotLinear: integer arithmetic needs a quantised part")
         Epilogue(activation=self.activation)
-        order = self._inner.balanced_order() if isinstance(self._inner, RowGroups) else torch.zeros(1, dtype=torch.int32)
+        order = (
+            self._inner.balanced_order()
+            if isinstance(self._inner, RowGroups)
+            else torch.zeros(1, dtype=torch.int32)
+        )
         object.__setattr__(self, "order", order.to(self._val.device))
 
     @property
@@ -228,7 +240,9 @@ class BlockDotLinear:
         width = inner.width if isinstance(inner, RowGroups) else _dense_step(k)
         compute = "tl.float64" if dtype == torch.float64 and not self.integer else "tl.float32"
         values = f"int{self.part.bits}" if isinstance(self.part, Quantized) else "real"
-        widen = dtype == torch.bfloat16 and interpreting() and not self.integer
+        # The interpreter has no bfloat16 product, and tl.dot wants both sides of one type.
+        mixed = values == "real" and dtype != self._val.dtype
+        widen = not self.integer and (mixed or (dtype == torch.bfloat16 and interpreting()))
         return DotSpec(
             rows, width, k, tokens, -(-n // rows), listed, values, compute, self.integer, widen, epilogue
         )
@@ -251,8 +265,8 @@ class BlockDotLinear:
             tile = 16
             source = Space("q", m * k, torch.int8)
             token_scale = Space("token_scale", m, torch.float32)
-            arguments = (Open("x"), source, token_scale, m, k, stride)
-            steps.append(Step(_quantize_launch(tile, 64), (-(-m // tile),), arguments))
+            first = (Open("x"), source, token_scale, m, k, stride)
+            steps.append(Step(_quantize_launch(tile, 64), (-(-m // tile),), first))
             stride = k
         bias, residual = (Open(n if n in opened else "x") for n in ("bias", "residual"))
         arguments = (

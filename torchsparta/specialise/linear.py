@@ -22,6 +22,8 @@ from .program import Launch
 from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
 
 PANEL_COLUMNS = 64
+SLAB_TOKENS = 1024
+"""Tokens per launch: bounds the work space, and keeps the input panels of a long batch in cache."""
 MOST_PLANS = 64
 """Input shapes for which a layer keeps its launches prepared."""
 
@@ -168,8 +170,14 @@ class SpecialisedLinear:
         y = torch.empty(*x.shape[:-1], n, dtype=x.dtype, device=x.device)
         if y.numel():
             res = None if residual is None else residual.expand_as(y).contiguous()
-            flat = x.reshape(1, -1, k)
-            self._run(flat, y.view(-1, n), flat.shape[1], bias, res, "linear")
+            flat, rows = x.reshape(-1, k), y.view(-1, n)
+            res = None if res is None else res.view(-1, n)
+            for start in range(0, flat.shape[0], SLAB_TOKENS):
+                part = slice(start, start + SLAB_TOKENS)
+                few = flat[part]
+                self._run(
+                    few[None], rows[part], few.shape[0], bias, None if res is None else res[part], "linear"
+                )
         return y
 
     def conv2d(
@@ -188,7 +196,11 @@ class SpecialisedLinear:
             res = None if residual is None else residual.expand_as(y).contiguous()
             if conv.pointwise and x.is_contiguous():
                 x = x.view(images, channels, height * width).transpose(1, 2)
-            self._run(x, y, oh * ow, bias, res, "image", conv)
+            at_once = max(1, SLAB_TOKENS // (oh * ow))
+            for start in range(0, images, at_once):
+                part = slice(start, start + at_once)
+                some = None if res is None else res[part]
+                self._run(x[part], y[part], oh * ow, bias, some, "image", conv)
         return y
 
     def bmm(self, x: Tensor) -> Tensor:
@@ -241,7 +253,9 @@ class SpecialisedLinear:
         panels = per_image * x.shape[0]
         compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
         xp = Space("xp", panels * spec.panel_rows * tokens, compute)
-        scale: Space | Open = Space("token_scale", panels * tokens, torch.float32) if self.integer else Open("x")
+        scale: Space | Open = (
+            Space("token_scale", panels * tokens, torch.float32) if self.integer else Open("x")
+        )
         grid = (panels, spec.panel_rows // PANEL_COLUMNS)
         sizes = (m, k, spec.panel_rows, per_image)
         if x.dim() == 4:
@@ -255,7 +269,7 @@ class SpecialisedLinear:
         else:
             first = Step(_panel_launch(spec.compute, tokens), grid, (Open("x"), xp, *sizes, *x.stride()))
         programs = panels * spec.row_blocks
-        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if self.integer else compute)
+        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if spec.sums_integers else compute)
         tensors = [t for p in self.parts for t in part_tensors(p)]
         arguments = (
             xp, Open("y"), scratch, self.order, Open("bias" if epilogue.bias else "x"),

@@ -1,214 +1,46 @@
-"""Rebuild the graph on the slices that stay.
+"""One call of the smaller graph: what `Rule.emit` works with.
 
-Every node is emitted by its rule; most calls are simply repeated on smaller tensors. Weights are cut here, what is
-known about slices that went away is folded into the bias that follows (or added as a constant where it differs from
-position to position), and each linear and convolution becomes a `SparseSite` whose module `transform.choose` gives.
+Weights are cut here, what is known about slices that went away is folded into the bias that follows (or added
+as a constant where it differs from position to position), and each linear and convolution becomes a
+`SparseSite` whose module `transform.choose` gives.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..capture import packet_name, symbolic_dims
-from ..masked import ModelTeSA
-from ..propagation.analysis import Analysis
+from ..errors import CaptureError
 from ..propagation.contraction import Contraction, Convolution, Linear
-from ..propagation.facts import Call, Facts, is_tensor
+from ..propagation.facts import Call, is_tensor
 from ..tesa import TeSA, compact
-from ..transform import Epilogue, SparseSite, choose
-from .keep import Axis, CallAxes, Keeps, keep_slices
+from ..transform import Epilogue, SparseSite
+from .cut import cut, varying
+from .keep import Axis, CallAxes
+
+if TYPE_CHECKING:
+    from .build import Builder
 
 aten = torch.ops.aten
 
-# Multiply-adds that must be saved for each element that a gather or scatter moves, before one is worth inserting:
-# a core does some 50 multiply-adds in the time in which it moves one float through memory.
+# Multiply-adds that must be saved for each element that a gather or scatter moves, before one is worth
+# inserting: a core does some 50 multiply-adds in the time in which it moves one float through memory.
 MACS_PER_MOVED_ELEMENT = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Structured:
-    """The smaller model. removed: weight name -> (shape before, shape after); folded: sites whose bias took constants.
-
-    sites: every operator with a weight, in the order of execution, with the path of its module in `module`.
-    """
-
-    module: fx.GraphModule
-    sites: tuple[tuple[str, SparseSite], ...]
-    removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    folded: tuple[str, ...] = ()
-
-
-def structure_first(
-    analysis: Analysis,
-    given: ModelTeSA,
-    *,
-    trainable: bool = False,
-    chooser: Callable[[SparseSite], nn.Module] = choose,
-    shrink: bool = True,
-) -> Structured:
-    """Rebuild the captured model. shrink=False keeps every shape (masked weights only)."""
-    keeps = keep_slices(analysis)
-    if not shrink:
-        for axes in keeps.axes.values():
-            for axis in axes:
-                axis[:] = True
-        for axes in keeps.minimal.values():
-            for axis in axes:
-                axis[:] = True
-    return _Builder(analysis, keeps, given, trainable, chooser).build()
-
-
-class _Builder:
-    def __init__(
-        self,
-        analysis: Analysis,
-        keeps: Keeps,
-        given: ModelTeSA,
-        trainable: bool,
-        chooser: Callable[[SparseSite], nn.Module],
-    ):
-        self.analysis, self.keeps, self.given = analysis, keeps, given
-        self.trainable, self.chooser = trainable, chooser
-        self.graph = fx.Graph()
-        self.env: dict[fx.Node, Any] = {}
-        self.tensors: dict[str, Tensor] = {}
-        self.modules: dict[str, nn.Module] = {}
-        self.literals: dict[Any, fx.Node] = {}
-        self.sites: list[tuple[str, SparseSite]] = []
-        self.removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self.folded: list[str] = []
-        self.parameters = dict(analysis.captured.graph_module.named_parameters(remove_duplicate=False))
-
-    def build(self) -> Structured:
-        source = self.analysis.captured.graph_module
-        for node in source.graph.nodes:
-            if node in self.env:
-                continue  # absorbed into an epilogue
-            if node.op == "output":
-                self.graph.output(fx.map_arg(node.args[0], lambda n: self.plain(n)))
-            elif node.op == "placeholder":
-                self.env[node] = self.graph.node_copy(node)
-            elif node in self.keeps.static or node.op == "get_attr":
-                if node not in self.keeps.static:
-                    self.env[node] = self.literal(node, self.keeps.axes[node])
-                continue
-            elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-                whole = self.env[node.args[0]]
-                if isinstance(whole, tuple):
-                    self.env[node] = whole[int(node.args[1])]  # type: ignore[arg-type]
-                else:
-                    self.env[node] = self.graph.call_function(operator.getitem, (whole, node.args[1]))
-            elif node in self.analysis.rules and isinstance(node.meta.get("val"), (Tensor, tuple, list)):
-                self.env[node] = self.analysis.rules[node].emit(Emitter(self, node))
-            else:
-                self.env[node] = self.graph.node_copy(node, self.plain)
-        self.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
-        return self._assemble(source)
-
-    def plain(self, node: fx.Node) -> Any:
-        """The new node for one that stays whole."""
-        if node in self.keeps.static:
-            shape = self.analysis.facts[node].shape if is_tensor(node) else ()
-            return self.literal(node, [np.ones(s, bool) for s in shape])
-        return self.env[node]
-
-    def value(self, node: fx.Node) -> Tensor:
-        """The tensor behind a static node, at full size."""
-        if node.op == "get_attr":
-            return self.analysis.captured.tensor(str(node.target)).detach()
-        facts = self.analysis.facts[node]
-        return facts.full(facts.value).to(node.meta["val"].dtype)
-
-    def literal(self, node: fx.Node, axes: list[Axis]) -> fx.Node:
-        """A static node, cut to `axes`, as a get_attr (and an expand for constants that are stored compact)."""
-        key = (node, tuple(a.tobytes() for a in axes))
-        if key in self.literals:
-            return self.literals[key]
-        if node.op == "get_attr":
-            name = str(node.target)
-            tensor = cut(self.analysis.captured.tensor(name).detach(), axes)
-            is_parameter = name in self.parameters
-            if self.trainable and is_parameter and name in self.given and self.given[name].density() < 1.0:
-                found = self._masked_parameter(name, tensor, axes)
-            else:
-                if is_parameter and tensor.is_floating_point():
-                    tensor = nn.Parameter(tensor.clone(), requires_grad=self.trainable)
-                found = self.graph.get_attr(self.hold(name, tensor))
-        else:
-            facts = self.analysis.facts[node]
-            shape = [int(a.sum()) for a in axes]
-            value = facts.value.expand([s if d in _varying(facts) else 1 for d, s in enumerate(facts.shape)])
-            value = cut(value, [a if d in _varying(facts) else np.ones(1, bool) for d, a in enumerate(axes)])
-            device = node.meta["val"].device
-            stored = value.to(node.meta["val"].dtype).contiguous().to(device)
-            found = self.graph.get_attr(self.hold(f"constants.{node.name}", stored))
-            if list(stored.shape) != shape:
-                found = self.graph.call_function(aten.expand.default, (found, shape))
-        self.literals[key] = found
-        return found
-
-    def _masked_parameter(self, name: str, tensor: Tensor, axes: list[Axis]) -> fx.Node:
-        """A trainable parameter outside of any site (a norm, an embedding): masked in the graph."""
-        alive = cut((self.given[name].code > 0).expand(self.given[name].shape), axes).to(tensor.dtype)
-        weight = self.graph.get_attr(self.hold(name, nn.Parameter(tensor.clone())))
-        mask = self.graph.get_attr(self.hold(f"{name}_alive", alive))
-        found = self.graph.call_function(aten.mul.Tensor, (weight, mask))
-        if self.given[name].value is not None:
-            fixed = cut(self.given[name].values.to(tensor.dtype), axes)
-            found = self.graph.call_function(
-                aten.add.Tensor, (found, self.graph.get_attr(self.hold(f"{name}_fixed", fixed)))
-            )
-        return found
-
-    def constant(self, name: str, tensor: Tensor) -> fx.Node:
-        return self.graph.get_attr(self.hold(f"constants.{name}", tensor.contiguous()))
-
-    def hold(self, name: str, tensor: Tensor) -> str:
-        """Register a tensor under `name`, or the first free variation of it."""
-        free, n = name, 1
-        while free in self.tensors or free in self.modules:
-            free, n = f"{name}_{n}", n + 1
-        self.tensors[free] = tensor
-        return free
-
-    def module(self, name: str, module: nn.Module) -> str:
-        free, n = name, 1
-        while free in self.modules or any(t == free or t.startswith(free + ".") for t in self.tensors):
-            free, n = f"{name}_{n}", n + 1
-        self.modules[free] = module
-        return free
-
-    def _assemble(self, source: fx.GraphModule) -> Structured:
-        root = nn.Module()
-        used = {str(n.target) for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
-        for name, module in self.modules.items():
-            if name in used:
-                _place(root, name, module)
-        for name, tensor in self.tensors.items():
-            if name in used:
-                _place(root, name, tensor)
-        self.graph._codegen = source.graph._codegen
-        module = fx.GraphModule(root, self.graph, "SparseModel")
-        module.eval()
-        sites = tuple((n, s) for n, s in self.sites if n in used)
-        return Structured(module, sites, self.removed, tuple(self.folded))
 
 
 class Emitter:
     """What `Rule.emit` works with: the call, its axes, and the graph under construction."""
 
-    def __init__(self, builder: _Builder, node: fx.Node):
+    def __init__(self, builder: Builder, node: fx.Node):
         self.builder, self.node = builder, node
         self.node_call: Call = builder.analysis.call(node)
         self.axes = CallAxes(builder.keeps, self.node_call)
+        self._target: Any = node.target
 
     # -- plain calls ---------------------------------------------------------------------------------------
     def arg(self, i: int) -> fx.Node:
@@ -230,40 +62,44 @@ class Emitter:
 
         args = fx.map_arg(self.node.args, mapped)
         kwargs = fx.map_arg(self.node.kwargs, mapped)
-        return self.builder.graph.call_function(self.node.target, args, {**kwargs, **override})
+        return self.builder.graph.call_function(self._target, args, {**kwargs, **override})
 
     def whole(self) -> fx.Node:
         """The same operator with nothing cut."""
         args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), self.builder.plain)
-        return self.builder.graph.call_function(self.node.target, args, kwargs)
+        return self.builder.graph.call_function(self._target, args, kwargs)
 
     def sizes(self) -> list[Any]:
         """The shape of the output: counts of what stays, symbolic sizes as they were computed."""
         symbolic = symbolic_dims(self.node_call.out)
-        given = self.node_call.at(1)
-        out = []
-        for d, axis in enumerate(self.axes.out()):
-            if d in symbolic:
-                size = given[d] if isinstance(given, (list, tuple)) and len(given) == len(self.axes.out()) else -1
-                out.append(self.builder.env[size] if isinstance(size, fx.Node) else -1)
-            else:
-                out.append(int(axis.sum()))
-        return out
+        shape = self.node_call.out.shape
+        sizes: list[Any] = [int(axis.sum()) for axis in self.axes.out()]
+        for d in symbolic:
+            found = self.builder.size(shape[d])
+            if found is None and -1 in sizes:
+                raise CaptureError(
+                    f"{self.node.name}: sizes {[str(s) for s in shape]} cannot be rebuilt; fix one in "
+                    "example_inputs instead of leaving it open in dynamic_shapes"
+                )
+            sizes[d] = -1 if found is None else found
+        return sizes
 
     # -- contractions --------------------------------------------------------------------------------------
     def absent(self, i: int, dim: int) -> Tensor | None:
-        """Known nonzero values of input i on the indices of `dim` that went away (0 on the others); None if none."""
+        """Known nonzero values of input i on the indices of `dim` that went away (0 on the others); None if
+        none."""
         facts, axis = self.node_call.inputs[i], self.axes.inp(i)[dim]
-        if bool(axis.all()) or not bool((facts.value != 0).any()):
+        if bool(axis.all()) or facts.all_zero_values:
             return None
         shape = [1] * len(facts.shape)
         shape[dim] = -1
         gone = torch.from_numpy(~axis).reshape(shape)
-        value = torch.where(gone, facts.value, 0.0)
+        value = torch.where(gone, facts.value.double(), 0.0)
         return value if bool((value != 0).any()) else None
 
     def contribution(self, rule: Contraction, node: fx.Node) -> fx.Node:
-        """Add what the absent slices of the contracted dimension of a matmul contribute, both operands known."""
+        """Add what the absent slices of the contracted dimension of a matmul contribute, both operands
+        known."""
         found = rule.operands(self.node_call)
         if found is None or isinstance(rule, Convolution):
             return node
@@ -274,7 +110,7 @@ class Emitter:
         if value is None or self.absent(ib, dim_b) is None:
             return node
         sa, sb = rule._sized(self.node_call, None)
-        extra = rule.product(self.node_call)(sa(value), sb(self.node_call.inputs[ib].value))
+        extra = rule.product(self.node_call)(sa(value), sb(self.node_call.inputs[ib].value).double())
         extra = rule.coefficients(self.node_call)[0] * extra
         return self._add_constant(node, extra)
 
@@ -283,7 +119,7 @@ class Emitter:
         if not bool((extra != 0).any()):
             return node
         value = self._cut_compact(compact(extra)[0]).to(self.node_call.out.dtype)
-        constant = self.builder.constant(f"{self.node.name}_absent", value.to(self.node_call.out.device))
+        constant = self.builder.constant(f"{self.node.name}_absent", value)
         return self.call(aten.add.Tensor, node, constant)
 
     def _cut_compact(self, value: Tensor, axes: list[Axis] | None = None) -> Tensor:
@@ -312,11 +148,13 @@ class Emitter:
         saved, moved = lead * int((wanted & ~fewer).sum()) * int(columns.sum()), lead * int(wanted.sum())
         if fewer.any() and saved > MACS_PER_MOVED_ELEMENT * moved and not symbolic_dims(call.out):
             rows = fewer
-        full = torch.zeros(()) if extra is None else F.linear(extra, weight.double())
+        full = torch.zeros(()) if extra is None else F.linear(extra, weight.cpu().double())
         value = call.inputs[ix].known.new_zeros((1,) * len(call.out.shape), dtype=torch.float64) + full
         bias, rest = self._fold(bias, value, rows, weight)
-        node = self._site("linear", x, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, rest is None
-                          and rows is wanted)  # fmt: skip
+        fusible = rest is None and rows is wanted
+        node = self._site(
+            "linear", x, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, fusible
+        )
         if rest is not None:
             axes = self.axes.out()[:-1] + [rows]
             value = self._cut_compact(rest, axes).to(call.out.dtype)
@@ -327,12 +165,14 @@ class Emitter:
         """A convolution with a weight of its own."""
         builder, call = self.builder, self.node_call
         weight, live = self._weight(1, False)
-        groups, (n, per_group) = rule.groups(call), weight.shape[:2]
+        groups, per_group = rule.groups(call), weight.shape[1]
         wanted, channels = self.axes.out()[1], self.axes.inp(0)[1]
-        rows, columns, kept_groups = wanted, channels, groups
+        rows: Axis = wanted
+        columns: Axis = channels
+        kept_groups = groups
         if groups > 1:
             grid = channels.reshape(groups, per_group)
-            columns, kept_groups = grid.any(0), int(grid.any(1).sum())
+            columns, kept_groups = np.asarray(grid.any(axis=0)), int(grid.any(axis=1).sum())
         bias = None if call.index_of(call.at(2)) is None else builder.value(call.sources[2])
         x = self.arg(0)
         positions = int(np.prod(call.out.shape[2:], dtype=np.int64)) * int(call.inputs[0].shape[0])
@@ -356,13 +196,14 @@ class Emitter:
         value = torch.zeros((1,) * len(call.out.shape), dtype=torch.float64)
         if extra is not None:
             sa, _ = rule._sized(call, None)
-            value = rule.product(call)(sa(extra), weight.double())
+            value = rule.product(call)(sa(extra), weight.cpu().double())
         bias, rest = self._fold(bias, compact(value)[0], rows, weight, channel=1)
         names = ("stride", "padding", "dilation")
         attributes = {name: _plain(call.at(p, name)) for p, name in zip((3, 4, 5), names)}
         attributes["groups"] = kept_groups
-        node = self._site(packet_name(self.node.target), x, 1, weight, live, rows, columns, bias, 0, attributes,
-                          False, rest is None and rows is wanted)  # fmt: skip
+        fusible = rest is None and rows is wanted
+        op = packet_name(self.node.target)
+        node = self._site(op, x, 1, weight, live, rows, columns, bias, 0, attributes, False, fusible)
         if rest is not None:
             axes = [self.axes.out()[0], rows, *self.axes.out()[2:]]
             value = self._cut_compact(rest, axes).to(call.out.dtype)
@@ -387,7 +228,8 @@ class Emitter:
         return self.builder.graph.call_module(target, tuple(self.arg(i) for i in range(3)))
 
     def _weight(self, iw: int, transposed: bool) -> tuple[Tensor, Tensor]:
-        """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves something."""
+        """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves
+        something."""
         builder, source = self.builder, self.node_call.sources[iw]
         weight = builder.value(source)
         need = builder.analysis.need[source]
@@ -399,13 +241,16 @@ class Emitter:
             live &= (builder.given[name].code != 0).expand(weight.shape)
         if not builder.trainable:
             live &= (weight != 0).cpu()
-        weight = torch.where(live.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+        weight = torch.where(
+            live.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device)
+        )
         return (weight.t(), live.t()) if transposed else (weight, live)
 
     def _fold(
         self, bias: Tensor | None, value: Tensor, rows: Axis, weight: Tensor, channel: int = -1
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(bias cut to rows with constants in it, what differs from position to position and must be added)."""
+        """(bias cut to rows with constants in it, what differs from position to position and must be
+        added)."""
         keep = torch.from_numpy(np.flatnonzero(rows))
         cut_bias = None if bias is None else bias.index_select(0, keep.to(bias.device))
         if not bool((value != 0).any()):
@@ -420,14 +265,17 @@ class Emitter:
 
     def _positions(self, whole: Axis, kept: Axis) -> fx.Node:
         index = torch.from_numpy(np.flatnonzero(kept[whole]))
-        return self.builder.constant(f"{self.node.name}_index", index.to(self.node_call.out.device))
+        return self.builder.constant(f"{self.node.name}_index", index)
 
     def _expand(self, node: fx.Node, dim: int, rows: Axis) -> fx.Node:
-        """Put the computed rows where they belong among all that the consumers expect; the others are known."""
+        """Put the computed rows where they belong among all that the consumers expect; the others are
+        known."""
         out, facts = self.axes.out(), self.builder.analysis.facts[self.node]
         wanted, shape = out[dim], [int(a.sum()) for a in out]
-        fill = facts.value.expand([s if d in _varying(facts) or d == dim else 1 for d, s in enumerate(facts.shape)])
-        fill = self._cut_compact(fill).to(self.node_call.out.dtype).to(self.node_call.out.device)
+        fill = facts.value.expand(
+            [s if d in varying(facts) or d == dim else 1 for d, s in enumerate(facts.shape)]
+        )
+        fill = self._cut_compact(fill).to(self.node_call.out.dtype)
         base = self.call(aten.expand.default, self.builder.constant(f"{self.node.name}_rest", fill), shape)
         return self.call(aten.index_copy.default, base, dim, self._positions(wanted, rows), node)
 
@@ -451,7 +299,7 @@ class Emitter:
         keep = [rows, columns] + [np.ones(s, bool) for s in weight.shape[2:]]
         small = cut(weight, keep).contiguous()
         name = str(source.target) if source.op == "get_attr" else source.name
-        given = builder.given[name] if name in builder.given else None
+        given = builder.given.get(name)
         code = torch.full((1,) * weight.dim(), weight.element_size() * 8)
         value = quant = None
         if given is not None:
@@ -513,7 +361,7 @@ class Emitter:
     def _other(user: fx.Node, node: fx.Node) -> Any:
         if len(user.args) != 2 or user.kwargs or not all(isinstance(a, fx.Node) for a in user.args):
             return None
-        others = [a for a in user.args if a is not node]
+        others: list[Any] = [a for a in user.args if a is not node]
         return others[0] if len(others) == 1 and is_tensor(others[0]) else None
 
 
@@ -531,35 +379,5 @@ def _activation(node: fx.Node) -> str | None:
     return None
 
 
-def cut(tensor: Tensor, axes: list[Axis]) -> Tensor:
-    """tensor[axes[0]][:, axes[1]] …"""
-    for d, axis in enumerate(axes):
-        if not axis.all():
-            tensor = tensor.index_select(d, torch.from_numpy(np.flatnonzero(axis)).to(tensor.device))
-    return tensor
-
-
-def _varying(facts: Facts) -> list[int]:
-    return [d for d, s in enumerate(facts.value.shape) if s > 1]
-
-
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
-
-
-def _place(root: nn.Module, name: str, value: Any) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(value, nn.Module):
-        existing = getattr(root, last, None)
-        if isinstance(existing, nn.Module):
-            for child, module in existing.named_children():
-                value.add_module(child, module)
-        root.add_module(last, value)
-    elif isinstance(value, nn.Parameter):
-        root.register_parameter(last, value)
-    else:
-        root.register_buffer(last, value)

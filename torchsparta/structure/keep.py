@@ -1,9 +1,9 @@
 """Which slices of every tensor stay.
 
-Each axis of each tensor has a bool per index: must it stay? It starts with what the analysis demands (a slice may go
-if every element of it is not needed or a known constant) and grows until every operator can be rebuilt: operands of
-a sum keep the same channels, a view keeps whole products of its parts, outputs keep everything. Growing is monotone,
-so sweeping until nothing changes ends at the smallest model of this kind.
+Each axis of each tensor has a bool per index: must it stay? It starts with what the analysis demands (a slice
+may go if every element of it is not needed or a known constant) and grows until every operator can be
+rebuilt: operands of a sum keep the same channels, a view keeps whole products of its parts, outputs keep
+everything. Growing is monotone, so sweeping until nothing changes ends at the smallest model of this kind.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Axis = np.ndarray  # bool, one per index
 
 
 class Keeps:
-    """Axes of every tensor. Those of a static tensor (a weight, a constant) exist once per use: each use may be cut
-    differently. Growing is in place and sets `changed`."""
+    """Axes of every tensor. Those of a static tensor (a weight, a constant) exist once per use: each use may
+    be cut differently. Growing is in place and sets `changed`."""
 
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
@@ -53,7 +53,9 @@ class Keeps:
 
     def _is_static(self, node: fx.Node, parameters: set[str]) -> bool:
         if node.op == "get_attr":
-            shared = not self.analysis.parameters_fixed and str(node.target) in parameters and len(node.users) > 1
+            shared = (
+                not self.analysis.parameters_fixed and str(node.target) in parameters and len(node.users) > 1
+            )
             return not shared
         facts = self.analysis.facts.get(node)
         return (
@@ -111,7 +113,8 @@ class CallAxes:
         return self.call.sources[i] in self.keeps.static
 
     def fresh(self, size: int) -> Axis:
-        """An axis that no tensor has, such as the groups of a convolution; the n-th of a call is always the same."""
+        """An axis that no tensor has, such as the groups of a convolution; the n-th of a call is always the
+        same."""
         self._fresh += 1
         return self.keeps.axes.setdefault((self.call.node, "fresh", self._fresh), [np.zeros(size, bool)])[0]
 

@@ -1,11 +1,12 @@
 """Started with the target by `resin watch`: waits for requests and costs nothing until one comes.
 
 `environment` gives the variables that make a Python child carry the helper; `ask` sends it a request and waits
-for the answer. The helper is `inprocess.py`, loaded by the `sitecustomize.py` beside it.
+for the answer. The helper is `path/resin_inprocess.py`, loaded by the `sitecustomize.py` beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from ..target import is_alive
 
 HERE = Path(__file__).resolve().parent / "path"
+_MOST_ANSWER = 4 * 1048576
 CONTROL_VARIABLE = "RESIN_PRELOAD_DIR"
 
 
@@ -51,20 +53,48 @@ def ask(
     """Send one request to the helper in process `pid`; None when no answer came in time.
 
     Requests: {"op": "window", "seconds": s, "frames": n}, {"op": "allocator"}, {"op": "trim"}, {"op": "types"}.
+    The directory belongs to the target, which may be another user's: no link in it is followed.
     """
-    answer = control_dir / f"{pid}.answer"
-    answer.unlink(missing_ok=True)
-    draft = control_dir / f"{pid}.request.part"
-    draft.write_text(json.dumps(dict(request)))
-    draft.rename(control_dir / f"{pid}.request")
+    try:
+        directory = os.open(control_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        return {"error": f"control directory {control_dir}: {error.strerror}"}
+    try:
+        return _ask(directory, pid, request, timeout_s)
+    except OSError as error:
+        return {"error": f"control directory {control_dir}: {error.strerror}"}
+    finally:
+        os.close(directory)
+
+
+def _ask(directory: int, pid: int, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any] | None:
+    draft, sent, answer = f"{pid}.request.part", f"{pid}.request", f"{pid}.answer"
+    for name in (answer, draft):
+        _unlink(name, directory)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=directory)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dict(request), file)
+    os.rename(draft, sent, src_dir_fd=directory, dst_dir_fd=directory)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if answer.exists():
-            found = json.loads(answer.read_text())
-            answer.unlink(missing_ok=True)
-            return found
-        if not is_alive(pid):
-            return None
-        time.sleep(0.05)
-    (control_dir / f"{pid}.request").unlink(missing_ok=True)
+        try:
+            descriptor = os.open(answer, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        except FileNotFoundError:
+            if not is_alive(pid):
+                return None
+            time.sleep(0.05)
+            continue
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            try:
+                found = json.loads(file.read(_MOST_ANSWER))
+            except ValueError as error:
+                return {"error": f"unreadable answer: {error}"}
+        _unlink(answer, directory)
+        return found if isinstance(found, dict) else {"error": "unreadable answer: not an object"}
+    _unlink(sent, directory)
     return None
+
+
+def _unlink(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)

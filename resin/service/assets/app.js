@@ -27,7 +27,7 @@ async function ask(path, content) {
 }
 
 function badge(finding) {
-  const label = finding.status === "cleared" ? `${finding.verdict} (cleared)` : finding.verdict;
+  const label = finding.status === "open" ? finding.verdict : `${finding.verdict} (${finding.status})`;
   return el("span", { class: `badge ${finding.verdict}` }, label);
 }
 
@@ -51,7 +51,7 @@ function linkRow(target, cells) {
 async function showFindings() {
   const data = await ask("/api/v1/findings");
   const open = data.findings.filter((f) => f.status === "open");
-  const cleared = data.findings.filter((f) => f.status !== "open");
+  const past = data.findings.filter((f) => f.status !== "open");
   const count = (verdict) => open.filter((f) => f.verdict === verdict).length;
   const summary = el("p", {}, `${count("leak")} leaking, ${count("retention")} retained by the allocator, ` +
     `${count("unclear")} unclear, ${count("bounded")} bounded.`);
@@ -59,7 +59,7 @@ async function showFindings() {
   if (!open.length) {
     parts[0].append(el("p", { class: "quiet" }, data.last_run_s === null ? "Detection has not run yet." : "Nothing grows."));
   }
-  if (cleared.length) parts.push(el("div", { class: "card" }, el("h2", {}, "Cleared"), findingsTable(cleared)));
+  if (past.length) parts.push(el("div", { class: "card" }, el("h2", {}, "Cleared or ended"), findingsTable(past)));
   if (data.elided) parts.push(el("p", { class: "quiet" }, `${data.elided} less severe findings are not kept.`));
   say(data.last_error ? `Last detection failed: ${data.last_error}` :
     data.last_run_s === null ? "" : `Last detection ${timeText(data.last_run_s)}`, Boolean(data.last_error));

@@ -21,7 +21,12 @@ def vit():
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=24, patch_size=8
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        image_size=24,
+        patch_size=8,
     )
     return with_biases(ViTModel(config)), (torch.randn(2, 3, 24, 24),)
 
@@ -37,7 +42,8 @@ def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=96,
         vocab_size=64, max_position_embeddings=32, use_cache=False,
     )  # fmt: skip
     return LlamaForCausalLM(config), (torch.randint(0, 64, (2, 10)),)
@@ -89,7 +95,9 @@ def unstructured(model: nn.Module, sparsity: float) -> ModelTeSA:
     found = {}
     for name, module in prunable(model).items():
         w = module.weight.detach().abs()
-        found[f"{name}.weight"] = TeSA.from_mask(w > w.flatten().kthvalue(max(1, int(sparsity * w.numel())))[0])
+        found[f"{name}.weight"] = TeSA.from_mask(
+            w > w.flatten().kthvalue(max(1, int(sparsity * w.numel())))[0]
+        )
     return ModelTeSA(found)
 
 

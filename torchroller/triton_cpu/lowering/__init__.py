@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from torchroller.triton_cpu import ttir
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import (  # noqa: F401  (fill the table)
-    control, dot, lookup, memory, output, reduce, structure,
+    control,
+    dot,
+    lookup,
+    memory,
+    output,
+    reduce,
+    structure,
 )  # fmt: skip
 from torchroller.triton_cpu.lowering.function import Lowering, LowerOptions, count_uses, parameters
 

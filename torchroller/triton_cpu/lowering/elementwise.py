@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import float8, integer
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.ttir import Op
@@ -283,24 +282,6 @@ def _clamp(op: Op, elem: str) -> Emit:
     return _in_f32(elem, emit)
 
 
-def _extern(op: Op, elem: str) -> Emit:
-    """`tt.extern_elementwise`: libdevice names (`__nv_expf`, `exp`) map to our own functions."""
-    symbol = (op.attr("symbol") or "").strip('"')
-    name = symbol.removeprefix("__nv_").removeprefix("__ocml_").removesuffix("_f32").removesuffix("_f64")
-    if elem == "f32" and name.endswith("f") and name not in ("erf",):
-        name = name[:-1]
-    from torchroller.triton_cpu.vector_math import FUNCTIONS
-
-    direct = {"sqrt": "sqrt", "fabs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "fma": "fma",
-              "rint": "roundeven", "nearbyint": "roundeven", "round": "round", "fmax": "maxnum", "fmin": "minnum",
-              "copysign": "copysign"}  # fmt: skip
-    if name in direct:
-        return _in_f32(elem, lambda ev, kind, args, lanes: intrinsic(ev, direct[name], kind, args, lanes))
-    if name in FUNCTIONS:
-        return _in_f32(elem, lambda ev, kind, args, lanes: math_call(ev, name, kind, args, lanes))
-    raise UnsupportedOperation(op.name, op.location, f"the library function {symbol!r} has no CPU version")
-
-
 def _add_pointer(op: Op) -> Emit:
     """Pointer arithmetic on pointers that have no common base (loaded or selected ones)."""
     pointee = op.results[0].type.pointee or "i8"
@@ -376,5 +357,7 @@ def emitter(op: Op) -> Emit | None:
     if name == "tt.clampf":
         return _clamp(op, elem)
     if name == "tt.extern_elementwise":
-        return _extern(op, elem)
+        from torchroller.triton_cpu.lowering.library import library_call
+
+        return library_call(op, elem)
     return None

@@ -166,7 +166,7 @@ class Evaluator:
 
     def load(self, t: Load, place: Place) -> str:
         """Read memory for a load at a place, under its mask in the current mode."""
-        code, lanes = self.code, place.width
+        lanes = place.width
         kind, where = self.address(t.pointer, t.elem, place)
         mask = None
         if t.mask is not None and not self.holds(t.mask):

@@ -9,6 +9,7 @@ from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.function import Lowering, handles
 from torchroller.triton_cpu.lowering.lookup import constant_tile
 from torchroller.triton_cpu.lowering.nests import (
+    identity,
     new_buffer,
     over_tile,
     reinterpreted,
@@ -16,7 +17,6 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
-from torchroller.triton_cpu.lowering.nests import identity
 from torchroller.triton_cpu.lowering.values import Place, Range, Remap, Splat, row_major
 from torchroller.triton_cpu.ttir import Op
 

@@ -15,7 +15,7 @@ import time
 
 POLL_S = 0.25
 _SELF = globals().get("__file__", "<resin>")
-MOST_TRACED_BYTES = 64 * 1048576
+MOST_TRACED_BYTES = 3 * 524288  # some 25,000 allocations that stayed: enough to rank lines, little to carry
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -99,22 +99,30 @@ def types(seconds=1.0, most=20):
 
 def _by_place(snapshot):
     """Size and count by stack, outermost frame first, without our own."""
-    raw: dict = {}
-    for trace in snapshot.traces._traces:  # tuples; the public view builds and sorts an object per trace
-        size, count = raw.get(trace[2], (0, 0))
-        raw[trace[2]] = (size + trace[1], count + 1)
-    return {
-        tuple(reversed(frames)): found
-        for frames, found in raw.items()
-        if not any(filename == _SELF for filename, _ in frames)
-    }
+    # Tuples; the public view builds and sorts an object per trace. Equal stacks are mostly one object, and its
+    # address is hashed faster than its frames.
+    by_address: dict = {}
+    for trace in snapshot.traces._traces:
+        entry = by_address.get(id(trace[2]))
+        if entry is None:
+            entry = by_address[id(trace[2])] = [trace[2], 0, 0]
+        entry[1] += trace[1]
+        entry[2] += 1
+    found: dict = {}
+    for frames, size, count in by_address.values():
+        if not any(filename == _SELF for filename, _ in frames):
+            stack = tuple(reversed(frames))
+            before = found.get(stack, (0, 0))
+            found[stack] = (before[0] + size, before[1] + count)
+    return found
 
 
 def window(seconds=3.0, frames=8, most=12):
     """Allocations made and kept during a window, by stack, innermost frame last.
 
-    Three snapshots at one, two and three thirds: a place counts with the smaller of its two growths, so that
-    what only lives for the step at hand does not. Beside it the growth of resident memory over the window and
+    Three snapshots at one, two and three thirds of the window, or of the memory that tracing may take: a place
+    counts with the smaller of its two growths, so that what only lives for the step at hand does not. Figures are
+    from the first to the third. Beside it the growth of resident memory over the window and
     the lines that ran while it grew, for memory that Python's allocators do not see (tensors, C libraries).
     """
     import tracemalloc
@@ -125,16 +133,15 @@ def window(seconds=3.0, frames=8, most=12):
     pause = 0.0
     snapshots = []
     running: dict = {}
-    first_resident = last = resident_bytes()
+    last = resident_bytes()
     grown_total = 0
-    cut_short = False
     started = time.monotonic()
     tracemalloc.start(frames)
     try:
         for third in (1, 2, 3):
             while True:
                 left = started + seconds * third / 3.0 - time.monotonic()
-                if left <= 0 or cut_short:
+                if left <= 0 or tracemalloc.get_tracemalloc_memory() > MOST_TRACED_BYTES * third / 3.0:
                     break
                 time.sleep(min(0.01, left))
                 now = resident_bytes()
@@ -145,19 +152,24 @@ def window(seconds=3.0, frames=8, most=12):
                         place = _innermost(frame)
                         running[place] = running.get(place, 0) + (now - last) / len(others)
                 last = now
-                if tracemalloc.get_tracemalloc_memory() > MOST_TRACED_BYTES:
-                    cut_short = True
             before = time.thread_time()  # our CPU time bounds how long we held the GIL
-            snapshots.append((time.monotonic(), _by_place(tracemalloc.take_snapshot())))
+            own = resident_bytes() - tracemalloc.get_tracemalloc_memory()
+            snapshots.append((time.monotonic(), own, tracemalloc.take_snapshot()))
             pause += time.thread_time() - before
     finally:
         tracemalloc.stop()
-    (t1, one), (t2, two), (t3, three) = snapshots
+    # Only now: what is allocated while tracing is on is traced itself, which costs ten times the work.
+    before = time.thread_time()
+    t1, resident1 = snapshots[0][:2]
+    t3, resident3 = snapshots[2][:2]
+    one, two, three = [_by_place(snapshot) for _, _, snapshot in snapshots]
+    del snapshots
+    pause += time.thread_time() - before
     places = []
     for frames_, (size, count) in three.items():
-        middle, middle_count = two.get(frames_, (0, 0))
+        middle, _ = two.get(frames_, (0, 0))
         low, low_count = one.get(frames_, (0, 0))
-        growth = min(size - middle, middle - low) if not cut_short else size
+        growth = min(size - middle, middle - low)
         if growth > 0:
             places.append(
                 {
@@ -173,11 +185,10 @@ def window(seconds=3.0, frames=8, most=12):
         "places": places[:most],
         "elided": max(0, len(places) - most),
         "python_growth_bytes": sum(p["steady_bytes"] for p in places),
-        "resident_growth_bytes": last - first_resident,
+        "resident_growth_bytes": resident3 - resident1,
         "running": [{"file": k[0], "line": k[1], "function": k[2], "bytes": n} for k, n in busiest],
         "running_total_bytes": grown_total,
-        "seconds": t3 - started,
-        "cut_short": cut_short,
+        "seconds": t3 - t1,
         "pause_ms": 1000.0 * pause,
     }
 

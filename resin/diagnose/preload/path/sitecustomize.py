@@ -12,7 +12,7 @@ def _load():
             path = os.path.join(here, "resin_inprocess.py")
             with open(path, encoding="utf-8") as file:
                 code = compile(file.read(), path, "exec")
-            names = {"__name__": "resin_inprocess", "__file__": path}
+            names: dict = {"__name__": "resin_inprocess", "__file__": path}
             exec(code, names)
             names["serve"](os.environ["RESIN_PRELOAD_DIR"])
     except Exception as error:  # the target must run whatever happens to its observer

@@ -1,0 +1,109 @@
+"""Which OpInfos cover which lowering rules, and what is known not to hold, each with its reason."""
+
+from __future__ import annotations
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo
+
+import torchroller.lower  # noqa: F401  (registers the rules)
+from torchroller.ops.registry import RULES
+
+# Rules of operators that no OpInfo is named after: the OpInfos whose calls reach them.
+REACHED_BY: dict[str, tuple[str, ...]] = {
+    "aten._scaled_dot_product_flash_attention_for_cpu": ("nn.functional.scaled_dot_product_attention",),
+    "aten.__and__": ("bitwise_and",),
+    "aten.__or__": ("bitwise_or",),
+    "aten.__xor__": ("bitwise_xor",),
+    "prims.convert_element_type": ("nn.functional.mish", "to"),
+    "aten._to_copy": ("float", "int", "bool", "half", "bfloat16", "long"),
+    "aten.alias": ("positive",),
+    "aten.lift_fresh_copy": ("positive",),
+    "aten.detach": ("positive",),
+    "aten.lift_fresh": ("positive",),
+    "prims.iota": ("arange",),
+    "aten.index": ("__getitem__",),
+    "aten._unsafe_index": ("nn.functional.upsample_nearest",),
+    "aten._fused_rms_norm": ("nn.functional.rms_norm",),
+    "aten._native_batch_norm_legit_no_training": ("nn.functional.batch_norm",),
+    "aten._native_batch_norm_legit_functional": ("nn.functional.batch_norm",),
+    "aten._softmax": ("softmax",),
+    "aten._safe_softmax": ("nn.functional.scaled_dot_product_attention",),
+    "aten._log_softmax": ("log_softmax",),
+    "aten._unsafe_view": ("matmul",),
+    "aten._reshape_alias": ("reshape",),
+    "aten.numpy_T": ("t",),
+    "aten.native_group_norm": ("native_group_norm", "nn.functional.group_norm"),
+    "aten.native_layer_norm": ("native_layer_norm", "nn.functional.layer_norm"),
+}
+
+# Operators that ATen's decompositions build from ours: they must run in our kernels too.
+COMPOSED = (
+    "nn.functional.hardswish", "nn.functional.mish", "nn.functional.softplus", "nn.functional.celu",
+    "nn.functional.selu", "nn.functional.logsigmoid", "nn.functional.softsign", "nn.functional.tanhshrink",
+    "nn.functional.threshold", "nn.functional.hardsigmoid", "nn.functional.relu6", "nn.functional.mse_loss",
+    "nn.functional.l1_loss", "nn.functional.smooth_l1_loss", "nn.functional.huber_loss", "nn.functional.glu",
+    "nn.functional.normalize", "nn.functional.cosine_similarity", "nn.functional.cross_entropy", "std", "std_mean",
+    "tril", "triu", "roll", "hstack", "vstack", "addcmul", "addcdiv", "lerp", "logsumexp",
+    "masked_fill", "matmul", "einsum", "outer", "logaddexp", "xlogy", "square", "frac", "deg2rad",
+    "narrow", "movedim", "chunk", "rot90", "take_along_dim", "sinc", "nan_to_num",
+    "heaviside", "logit", "isfinite", "count_nonzero", "aminmax",
+)  # fmt: skip
+
+
+def infos() -> list[OpInfo]:
+    """The OpInfos of our rules and of what is composed of them, each once, by name."""
+    wanted = set(COMPOSED)
+    for packet in RULES:
+        wanted |= covering(packet)
+    return sorted((o for o in op_db if o.name in wanted), key=name_of)
+
+
+def covering(packet: str) -> set[str]:
+    """Names of the OpInfos that exercise a rule."""
+    if packet in REACHED_BY:
+        return set(REACHED_BY[packet])
+    name = packet.split(".", 1)[1]
+    found = {o.name for o in op_db if name in (o.name, o.aten_name, *(a.name for a in o.aliases))}
+    return {n for n in found if n in (name, f"nn.functional.{name}")} or found
+
+
+def name_of(op: OpInfo) -> str:
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool)
+
+# (operator, dtype or None for all) -> why its numbers are not judged equal. Empty: nothing is known to be wrong.
+WRONG: dict[tuple[str, torch.dtype | None], str] = {}
+
+# (operator, dtype or None for all) -> words of the reason that its extern calls record.
+_DIVISION = "an integer divisor that may be zero"  # ATen raises for it, a machine instruction would trap
+_TEXT = "has no kernel text"  # rounding of integers: ATen copies
+EXTERN: dict[tuple[str, torch.dtype | None], str] = {
+    **{(name, dtype): _DIVISION
+       for name in ("div.floor_rounding", "div.trunc_rounding", "fmod", "remainder", "floor_divide")
+       for dtype in (torch.int32, torch.int64)},
+    **{(name, dtype): _TEXT for name in ("ceil", "floor", "trunc") for dtype in (torch.int32, torch.int64)},
+    ("div.floor_rounding", torch.bfloat16): "rounds between its steps",
+    ("div.floor_rounding", torch.float16): "rounds between its steps",
+    ("index_select", None): "an index_select of 0-d tensors",
+    ("gather", None): "a gather of 0-d tensors",
+    ("nn.functional.cosine_similarity", None): "no rule for aten.linalg_vector_norm",
+    ("nn.functional.normalize", None): "no rule for aten.linalg_vector_norm",
+    ("nn.functional.upsample_nearest", None): "a floating-point arange",
+    ("pow", None): "pow with",
+    ("round.decimals_3", None): "round to a number of decimals",
+    ("round.decimals_neg_3", None): "round to a number of decimals",
+    ("nn.functional.batch_norm", torch.bfloat16): "_native_batch_norm_legit_functional gave float32",
+    ("nn.functional.batch_norm", torch.float16): "_native_batch_norm_legit_functional gave float32",
+    ("nn.functional.scaled_dot_product_attention", torch.float64): "float64",
+}  # fmt: skip
+
+# Types that Triton's dot does not take: every product of theirs is ATen's.
+NO_DOT = (torch.float64, torch.int32, torch.int64)
+DOT_REASON = "a matrix product of"
+
+
+def expected(table: dict[tuple[str, torch.dtype | None], str], name: str, dtype: torch.dtype) -> str | None:
+    return table.get((name, dtype)) or table.get((name, None))

@@ -1,0 +1,88 @@
+"""Fusion of matrix products and attention: their operands, and what starts a kernel of its own."""
+
+from __future__ import annotations
+
+from .graph import Node, base_of
+from .groups import Group
+from .joining import Joining
+from .views import Index, NeedSplit, NotAffine, axis, substitute
+
+
+class Contractions(Joining):
+    """Groups around one dot, or around the two of attention."""
+
+    def dot(self, node: Node) -> None:
+        a, b = (self.dot_operand(x) for x in node.args)
+        for attempt in (0, 1):
+            object.__setattr__(node, "args", (a, b))
+            *batch, m, k = a.shape
+            n = b.shape[-1]
+            group, index = self.new_group("dot", (*batch, m, n))
+            group.extents["k"] = k
+            group.reduced = ("k",)
+            if self.enter_dot(group, node, index):
+                return
+            self.groups.pop()
+            if attempt == 0:
+                a, b = self.stored_copy(a), self.stored_copy(b)
+        raise AssertionError(f"{node!r} cannot start a kernel")
+
+    def dot_operand(self, value: Node) -> Node:
+        """Operands are read again for every tile of the other side, so only trivial work is done on the way."""
+        base = base_of(value)
+        if base in self.inline and base not in self.home:
+            cost, tensors = self.inline[base]
+            if cost > 1 or len(tensors) != 1 or base.kind == "gather":
+                return self.stored_copy(value)
+        return value
+
+    def enter_dot(self, group: Group, node: Node, index: Index) -> bool:
+        for _ in range(32):
+            *batch, m, n = index
+            kx = axis("k")
+            ia, ib = (*batch, m, kx), (*batch, kx, n)
+            try:
+                reads: set[Node] = set()
+                self.readable(group, node.args[0], ia, reads)
+                self.readable(group, node.args[1], ib, reads)
+                break
+            except NeedSplit as cut:
+                rank = len(node.shape)
+                if cut.axis in ("k", f"i{rank - 1}", f"i{rank - 2}"):
+                    return False
+                group.cut(cut.axis, cut.inner)
+                index = substitute(index, cut.axis, f"{cut.axis}h", f"{cut.axis}l", cut.inner)
+            except NotAffine:
+                return False
+        else:
+            return False
+        if not self.admit(group, node, index, reads):
+            return False
+        group.operands[node] = (ia, ib)
+        return True
+
+    def attention(self, node: Node) -> None:
+        """A kernel of its own: the scores never reach memory. The mask may be computed in place."""
+        args = [self.dot_operand(x) for x in node.args[:3]] + list(node.args[3:])
+        for attempt in (0, 1):
+            object.__setattr__(node, "args", tuple(args))
+            group, index = self.new_group("attention", node.shape)
+            group.extents |= {"n": args[1].shape[-2], "d": args[0].shape[-1]}
+            group.reduced = ("n", "d")
+            *batch, m, e = index
+            n, d = axis("n"), axis("d")
+            places = [(*batch, m, d), (*batch, n, d), (*batch, n, e), (*batch, m, n)][: len(args)]
+            reads: set[Node] = set()
+            try:
+                for value, at in zip(args, places):
+                    self.readable(group, value, at, reads)
+                admitted = self.admit(group, node, index, reads)
+            except (NotAffine, NeedSplit):
+                admitted = False
+            if admitted:
+                group.operands[node] = tuple(places)
+                return
+            self.groups.pop()
+            if attempt == 0:
+                args = [self.stored_copy(x) for x in args]
+        raise AssertionError(f"{node!r} cannot start a kernel")

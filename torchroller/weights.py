@@ -1,0 +1,78 @@
+"""Packed weights: a constant matmul operand in the order that its kernel reads it, and whether it still holds.
+
+Three things tell that a weight has changed since it was packed. Its version counter moves with every write that
+goes through PyTorch on the parameter itself. Its address moves when `.data` is swapped; the old memory is held
+until then, so that the allocator cannot hand the same address to the new one. Writes through `.data`, a NumPy
+view or a pointer leave both alone: weights up to 16 KiB are compared in full, of larger ones about a hundred
+elements spread over the memory. A write past PyTorch to a few elements of a large weight is the one change that
+this does not see; options={"pack_weights": False} is for programs that do that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .emit.common import Pack
+from .graph import TORCH_DTYPES
+
+_COMPARED_BYTES = 16384  # weights up to this size are compared in full
+_SAMPLES = 96
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """`tensor` is the packed copy of a weight; the rest says of what."""
+
+    tensor: torch.Tensor
+    address: int
+    version: int
+    memory: torch.UntypedStorage
+    sample: np.ndarray | None  # a view of the weight's own memory; None where the host cannot read it
+    seen: bytes
+
+    @staticmethod
+    def of(source: torch.Tensor, layout: Pack) -> Packed:
+        """Packs `source` as it is now."""
+        sample = _sample(source)
+        seen = sample.tobytes() if sample is not None else b""
+        address, version = source.data_ptr(), source._version
+        return Packed(pack(source, layout), address, version, source.untyped_storage(), sample, seen)
+
+    def current(self, source: torch.Tensor) -> bool:
+        """Does the packed copy hold what `source` holds now?"""
+        if source.data_ptr() != self.address or source._version != self.version:
+            return False
+        return self.sample is None or self.sample.tobytes() == self.seen
+
+
+def _sample(source: torch.Tensor) -> np.ndarray | None:
+    if source.device.type != "cpu" or source.numel() == 0:
+        return None
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(source.shape, source.stride()))
+    flat = torch.as_strided(source.detach(), (extent,), (1,), source.storage_offset())
+    words = flat.view(_WORD[source.dtype.itemsize]).numpy()
+    if words.nbytes <= _COMPARED_BYTES:
+        return words
+    return words[:: extent // _SAMPLES | 1]  # an odd step visits every column of a matrix of even width
+
+
+def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
+    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
+    *outer, last = layout.n_shape
+    strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
+    with torch.no_grad():
+        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, source.storage_offset() + layout.offset)
+        rows = rows.reshape(math.prod(outer), layout.k, last)
+        whole = last // layout.block * layout.block
+        if whole == last:
+            return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
+        out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
+                          device=source.device)  # fmt: skip
+        out[:, : layout.tiles - 1] = rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
+        out[:, -1, :, : last - whole] = rows[:, :, whole:]
+    return out
