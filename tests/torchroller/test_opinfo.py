@@ -34,7 +34,9 @@ def test_every_rule_is_exercised():
     assert not missing
 
 
-def samples(op: Any, dtype: torch.dtype, most: int, grad: bool = False) -> list[tuple[list[Any], Callable[..., Any]]]:
+def samples(
+    op: Any, dtype: torch.dtype, most: int, grad: bool = False
+) -> list[tuple[list[Any], Callable[..., Any]]]:
     """Up to `most` samples, as (leaves, function of the leaves); those with empty tensors are left out."""
     torch.manual_seed(0)
     found = []
@@ -58,13 +60,17 @@ def samples(op: Any, dtype: torch.dtype, most: int, grad: bool = False) -> list[
     return found[:: max(1, len(found) // most)][:most]
 
 
-def together(group: list[tuple[list[Any], Callable[..., Any]]]) -> tuple[Callable[..., Any], list[torch.Tensor]]:
+def together(
+    group: list[tuple[list[Any], Callable[..., Any]]],
+) -> tuple[Callable[..., Any], list[torch.Tensor]]:
     """One function of all tensors of the samples, and these tensors."""
     tensors = [x for leaves, _ in group for x in leaves if isinstance(x, torch.Tensor)]
 
     def fn(*given: torch.Tensor) -> Any:
         left = iter(given)
-        return [call([next(left) if isinstance(x, torch.Tensor) else x for x in leaves]) for leaves, call in group]
+        return [
+            call([next(left) if isinstance(x, torch.Tensor) else x for x in leaves]) for leaves, call in group
+        ]
 
     return fn, tensors
 
@@ -72,9 +78,15 @@ def together(group: list[tuple[list[Any], Callable[..., Any]]]) -> tuple[Callabl
 def through_roller(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """What torch.compile does after Dynamo."""
     parsed = Options(**options)
-    compile_ = functools.partial(compile_aot_graph, options=parsed, inference=False)
-    return aot_function(fn, fw_compiler=compile_, bw_compiler=compile_, decompositions=decompositions(),
-                        inference_compiler=functools.partial(compile_aot_graph, options=parsed, inference=True))  # fmt: skip
+    training = functools.partial(compile_aot_graph, options=parsed, inference=False)
+    inference = functools.partial(compile_aot_graph, options=parsed, inference=True)
+    return aot_function(
+        fn,
+        fw_compiler=training,
+        bw_compiler=training,
+        inference_compiler=inference,
+        decompositions=decompositions(),
+    )
 
 
 @contextlib.contextmanager
@@ -104,7 +116,8 @@ def problems(got: Any, want: Any, exact: Any) -> list[str]:
                 found.append(f"{at}: {int((g != w).sum())} elements differ from eager")
         else:
             known = torch.isfinite(w)
-            if not torch.equal(known, torch.isfinite(g)) or not torch.equal(g[~known].nan_to_num(7), w[~known].nan_to_num(7)):
+            same = torch.equal(known, torch.isfinite(g))
+            if not same or not torch.equal(g[~known].nan_to_num(7), w[~known].nan_to_num(7)):
                 found.append(f"{at}: NaN or infinity in other places than eager's")
             known &= torch.isfinite(e)
             if not known.any():
@@ -112,7 +125,9 @@ def problems(got: Any, want: Any, exact: Any) -> list[str]:
             g, w, e = g.double()[known], w.double()[known], e.double()[known]
             scale, theirs, ours = (float(v.abs().max()) for v in (e, w - e, g - e))
             kind = tree_leaves(want)[n].dtype
-            units = 64 if kind == torch.float64 else 8  # eager in float64 is no yardstick: it is the judge itself
+            units = (
+                64 if kind == torch.float64 else 8
+            )  # eager in float64 is no yardstick: it is the judge itself
             if ours > 4 * theirs + units * torch.finfo(kind).eps * max(scale, 1e-30):
                 found.append(f"{at}: error {ours:.3g}, eager {theirs:.3g}, largest value {scale:.3g}")
     return found
