@@ -3,16 +3,17 @@ VENV   := .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test test-quick lint bench bench-sparta bench-resin demo-sparta demo-resin clean
+.PHONY: demo test test-all lint bench bench-sparta bench-resin demo-sparta demo-resin clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
 
 test: $(VENV)/.dev
-	$(PY) -m pytest tests
-
-test-quick: $(VENV)/.dev
 	$(PY) -m pytest tests -m "not slow"
+
+# also whole models at full size, long sweeps, long fuzzing
+test-all: $(VENV)/.dev
+	$(PY) -m pytest tests
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

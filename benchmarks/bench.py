@@ -87,7 +87,8 @@ def markdown(results: list[dict], about: dict) -> str:
     names = [n for n in CONTENDERS if any(n in r["rows"] for r in results)]
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     out = [f"{about['processor']}, {about['cores']} cores, {about['when']}; {versions}.", "",
-           "Milliseconds (speed-up over eager); bold is the fastest; `~` marks a spread of the quartiles above 20 %.", "",
+           "Milliseconds (speed-up over eager); bold is the fastest; "
+           "`~` marks a spread of the quartiles above 20 %.", "",
            "| case | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
     for r in results:
         rows = r["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import time
 import traceback
@@ -113,10 +114,8 @@ class Contender:
 
     def stop(self) -> None:
         if self.process.is_alive():
-            try:
+            with contextlib.suppress(OSError):
                 self.pipe.send("stop")
-            except OSError:
-                pass
             self.process.join(5)
             if self.process.is_alive():
                 self.process.kill()

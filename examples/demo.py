@@ -83,16 +83,22 @@ def error_of(model: Callable, fast: Callable, inputs: tuple) -> tuple[float, flo
     import copy
 
     first = lambda out: out.last_hidden_state  # noqa: E731
-    exact = first(copy.deepcopy(model).double()(*(x.double() if x.is_floating_point() else x for x in inputs)))
+    exact = first(
+        copy.deepcopy(model).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+    )
     scale = exact.abs().max()
     return tuple(((first(f(*inputs)).double() - exact).abs().max() / scale).item() for f in (fast, model))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="bert")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--no-inductor", action="store_true", help="leave TorchInductor out (it takes the longest)")
+    parser.add_argument(
+        "--no-inductor", action="store_true", help="leave TorchInductor out (it takes the longest)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -110,7 +116,10 @@ def show(args: argparse.Namespace) -> int:
     contenders = ["roller"] + ([] if args.no_inductor or not has_compiler() else ["inductor"])
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     figures: dict[str, dict[str, float | None]] = {"eager": {"cold": None, "warm": None}}
-    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console, transient=True) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         caches = Path(folder)
         task = progress.add_task("starting", total=2 * len(contenders) + 2 + args.rounds)
         for name in contenders:
@@ -174,15 +183,23 @@ def table(console, model: str, about: dict, figures: dict, timings: dict) -> Non
     versions = about["versions"]
     title = f"{model} on {about['processor']}, {about['cores']} cores, torch {versions['torch']}"
     out = Table(title=title)
-    for column in ("contender", "cold compile", "warm compile", "latency", "quartiles", "speed-up over eager"):
+    for column in (
+        "contender",
+        "cold compile",
+        "warm compile",
+        "latency",
+        "quartiles",
+        "speed-up over eager",
+    ):
         out.add_column(column, justify="left" if column == "contender" else "right")
     seconds = lambda s: "–" if s is None else f"{s:.1f} s"  # noqa: E731
     base = timings["eager"].median_s
     for name, timing in sorted(timings.items(), key=lambda item: -item[1].median_s):
         spread = f"{timing.low_s * 1e3:.1f} … {timing.high_s * 1e3:.1f} ms"
         style = "bold" if name == "roller" else None
-        out.add_row(name, seconds(figures[name]["cold"]), seconds(figures[name]["warm"]),
-                    f"{timing.median_s * 1e3:.1f} ms", spread, f"{base / timing.median_s:.2f} ×", style=style)  # fmt: skip
+        first, second = seconds(figures[name]["cold"]), seconds(figures[name]["warm"])
+        median, ratio = f"{timing.median_s * 1e3:.1f} ms", f"{base / timing.median_s:.2f} ×"
+        out.add_row(name, first, second, median, spread, ratio, style=style)
     if "inductor" not in timings:
         why = "not run" if has_compiler() else "needs a C++ compiler, which this machine has not"
         out.add_row("inductor", why, "–", "–", "–", "–")

@@ -187,18 +187,31 @@ class TensorExpr:
     def flops(self, tile: Mapping[str, int] | None = None) -> int:
         """Floating-point operations of a tile (default: everything); a dot or a multiply-add counts two."""
         extent = {a.name: a.extent for a in self.axes} | dict(tile or {})
-        points = math.prod(extent[a.name] for a in self.spatial)
-        inner = math.prod(extent[a.name] for a in self.reduce)
-        varies = self.varies()
+        moves = self.moves()
         total = 0
-        for i, v in enumerate(self.values):
+        for v, own in zip(self.values, moves):
             if v.kind == "dot":
-                total += 2 * points * math.prod(extent[a] for a in v.over)
+                total += 2 * math.prod(extent[a] for a in moves[v.args[0]] | moves[v.args[1]])
             elif v.kind == "reduce":
-                total += points * (inner if any(varies[j] for j in v.args) else 1)
+                total += math.prod(extent[a] for a in frozenset().union(*(moves[i] for i in v.args)))
             elif v.kind == "call":
-                total += points * (inner if varies[i] else 1)
+                total += math.prod(extent[a] for a in own)
         return total
+
+    def moves(self) -> tuple[frozenset[str], ...]:
+        """Per value: the axes along which it differs; it is computed once for each of their points."""
+        found: list[frozenset[str]] = []
+        for v in self.values:
+            own = frozenset().union(*(found[i] for i in v.args))
+            if v.access is not None:
+                for index in v.access.index:
+                    own |= {name for name, _ in index.terms}
+                    if index.indirect is not None:
+                        own |= found[index.indirect]
+            if v.axis is not None:
+                own |= {v.axis}
+            found.append(own - set(v.over))
+        return tuple(found)
 
     def bytes(self) -> int:
         """Compulsory traffic: every tensor that is read or written, once."""

@@ -42,8 +42,8 @@ class _Fuser(Reductions, Contractions):
                     self.call_of[r] = call
         outputs = [self.output(o) for o in self.lowered.outputs]
         order = self.reachable(outputs)
-        for node in order:
-            self.process(node)
+        for item in order:
+            self.process(item)
         for node in [base_of(o) for o in outputs if isinstance(o, Node)]:
             self.store(node)
         return Fused(tuple(self.schedule()), self.storage, self.buffers, dict(self.home), tuple(outputs))
@@ -160,7 +160,7 @@ class _Fuser(Reductions, Contractions):
                 new[o] = self.stored_copy(o, want)
             deps |= self.source_deps(base_of(new.get(o, o)))
         if new:
-            swap = lambda v: new.get(v, v) if isinstance(v, Node) else v  # noqa: E731
+            swap: Any = lambda v: new.get(v, v) if isinstance(v, Node) else v  # noqa: E731
             object.__setattr__(call, "args", torch.fx.node.map_aggregate(call.args, swap))
             object.__setattr__(call, "kwargs", torch.fx.node.map_aggregate(call.kwargs, swap))
         if _has_effects(call):

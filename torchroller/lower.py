@@ -151,7 +151,8 @@ class _Reader:
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         meta = node.meta.get("val")
         if not isinstance(node.target, torch._ops.OpOverload):
-            return node.target(*args, **kwargs)  # arithmetic on sizes
+            target: Any = node.target
+            return target(*args, **kwargs)  # arithmetic on sizes
         self.total += 1
         try:
             value = self.by_rule(node, meta, args, kwargs)
@@ -169,19 +170,17 @@ class _Reader:
         return self.extern(node, meta, args, kwargs, reason)
 
     def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        target: Any = node.target
         if node.name in self.denied:
             raise NotLowered(self.denied[node.name])
-        packet = str(node.target._schema.name).replace("::", ".")
+        packet = str(target._schema.name).replace("::", ".")
         lowering = RULES.get(packet)
         if lowering is None:
             raise NotLowered(f"no rule for {packet}")
-        if (
-            node.target._schema.overload_name in ("out", "dtype_out", "names")
-            or node.target._schema.is_mutable
-        ):
+        if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
-        used = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
+        used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
         value = lowering(Context(self.b, meta, used), *args, **kwargs)
         return self.conforming(packet, value, meta)
 

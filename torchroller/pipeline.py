@@ -90,7 +90,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
         names = list(kernel.buffers)
         for layout in choice.source.packs:
             at = int(layout.tensor[1:])
-            key = (
+            layout_key = (
                 names[at],
                 layout.n_shape,
                 layout.n_strides,
@@ -99,11 +99,11 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 layout.offset,
                 layout.block,
             )
-            if key not in packed:
+            if layout_key not in packed:
                 name = f"packed{len(packed)}"
-                packed[key] = PackedWeight(name, names[at], layout)
+                packed[layout_key] = PackedWeight(name, names[at], layout)
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
-            names[at] = packed[key].name
+            names[at] = packed[layout_key].name
         if choice.source.flags:
             buffers.setdefault("errors", BufferSpec("errors", "flag", 1, "int32"))
             names.append("errors")
@@ -209,7 +209,7 @@ def _view(node: Node, fused: Fused) -> TensorView:
 
 
 def _extern(call: ExternCall, fused: Fused) -> Extern:
-    swap = lambda v: _view(v, fused) if isinstance(v, Node) else v  # noqa: E731
+    swap: Any = lambda v: _view(v, fused) if isinstance(v, Node) else v  # noqa: E731
     args = fx.node.map_aggregate(call.args, swap)
     kwargs = fx.node.map_aggregate(call.kwargs, swap)
     results = tuple(

@@ -381,7 +381,9 @@ class _Segment:
     """Consecutive native launches. Their blocks lie in one array, so that all moving addresses are written at once."""
 
     def __init__(self, owner: _Instance, launches: Sequence[Launch]) -> None:
-        plan, utils = owner.plan, owner.plan.executor.driver.utils
+        plan = owner.plan
+        executor: Any = plan.executor  # a native one
+        utils = executor.driver.utils
         pieces, self.keep = [], []
         where: list[int] = []
         what: list[int] = []
@@ -389,7 +391,7 @@ class _Segment:
         at = 0
         for launch in launches:
             args = [owner.fixed.get(name, 0) for name in launch.buffers]
-            block, memory = plan.executor.block(launch.kernel, args)
+            block, memory = executor.block(launch.kernel, args)
             self.keep += [memory, launch.kernel.handle]
             data = np.frombuffer(bytes(block), np.uint64)
             starts.append(at)
@@ -403,7 +405,7 @@ class _Segment:
         self.where, self.what = np.array(where, np.intp), np.array(what, np.intp)
         base = self.blocks.ctypes.data
         n = len(launches)
-        self.entries = (ctypes.c_void_p * n)(*(plan.executor.entry(x.kernel) for x in launches))
+        self.entries = (ctypes.c_void_p * n)(*(executor.entry(x.kernel) for x in launches))
         self.pointers = (ctypes.c_void_p * n)(*(base + 8 * s for s in starts))
         self.count, self.call = n, utils.run_many
 

@@ -54,13 +54,8 @@ def read(directory: Path, key: str) -> Entry | None:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         source = header["source"]
-        packs = tuple(
-            Pack(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()})
-            for p in source.pop("packs")
-        )
-        built = TritonSource(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in source.items()}, packs=packs
-        )
+        packs = tuple(Pack(**_tuples(p)) for p in source.pop("packs"))
+        built = TritonSource(**_tuples(source), packs=packs)
         measured = tuple(header["measured_s"]) if header["measured_s"] is not None else None
         return Entry(built, data[8 + length :], header["metadata"], header["chosen"], measured)
     except (OSError, ValueError, KeyError, TypeError):
@@ -83,7 +78,7 @@ def write(directory: Path, key: str, entry: Entry) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+def _tuples(fields: dict[str, Any]) -> Any:
     """JSON has lists where the dataclasses have tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 

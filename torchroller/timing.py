@@ -29,7 +29,8 @@ class Timing:
         return (self.high_s - self.low_s) / self.median_s if self.median_s else 0.0
 
     def __str__(self) -> str:
-        return f"{self.median_s * 1e3:.3f} ms (quartiles {self.low_s * 1e3:.3f} … {self.high_s * 1e3:.3f}, n={self.rounds})"
+        median, low, high = (s * 1e3 for s in (self.median_s, self.low_s, self.high_s))
+        return f"{median:.3f} ms (quartiles {low:.3f} … {high:.3f}, n={self.rounds})"
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -47,7 +47,7 @@ COMPOSED = (
     "nn.functional.normalize", "nn.functional.cosine_similarity", "nn.functional.cross_entropy", "std", "std_mean",
     "tril", "triu", "roll", "hstack", "vstack", "addcmul", "addcdiv", "lerp", "logsumexp",
     "masked_fill", "matmul", "einsum", "outer", "logaddexp", "xlogy", "square", "frac", "deg2rad",
-    "narrow", "movedim", "chunk", "rot90", "take_along_dim", "sinc", "nan_to_num",
+    "movedim", "chunk", "rot90", "take_along_dim", "sinc", "nan_to_num",
     "heaviside", "logit", "isfinite", "count_nonzero", "aminmax",
 )  # fmt: skip
 
@@ -92,6 +92,7 @@ EXTERN: dict[tuple[str, torch.dtype | None], str] = {
     ("index_select", None): "an index_select of 0-d tensors",
     ("gather", None): "a gather of 0-d tensors",
     ("nn.functional.pad.circular", None): "no rule for aten.",  # it fills an empty tensor slice by slice
+    ("nn.functional.embedding", None): "aten.embedding_renorm",  # max_norm writes into the table
     ("nn.functional.cosine_similarity", None): "no rule for aten.linalg_vector_norm",
     ("nn.functional.normalize", None): "no rule for aten.linalg_vector_norm",
     ("nn.functional.upsample_nearest", None): "a floating-point arange",

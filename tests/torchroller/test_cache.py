@@ -33,8 +33,9 @@ print("compiled", len(built))
 def run(directory, **env):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path, "TORCHROLLER_CACHE_DIR": str(directory), **env})  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": path, "TORCHROLLER_CACHE_DIR": str(directory), **env}
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done
 

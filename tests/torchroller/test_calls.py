@@ -280,7 +280,8 @@ def test_layouts_may_change_between_calls():
 
 
 @pytest.mark.parametrize("fn", [lambda x: x.sum(), lambda x: x.relu() * 2, lambda x: torch.cat([x, x]) + 1,
-                                lambda x: x.sum(0), lambda x: x @ torch.zeros(x.shape[-1], 3), lambda x: x.mean(-1)])  # fmt: skip
+                                lambda x: x.sum(0), lambda x: x @ torch.zeros(x.shape[-1], 3),
+                                lambda x: x.mean(-1)])  # fmt: skip
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,), (2, 0, 3)])
 def test_zero_size(fn, shape):
     x = torch.randn(shape)

@@ -62,8 +62,9 @@ def test_integer_division_by_a_tensor_is_left_to_aten():
 
 REDUCTIONS = [
     lambda x: x.sum(-1), lambda x: x.sum(0), lambda x: x.sum(), lambda x: x.mean((0, 2)), lambda x: x.amax(1),
-    lambda x: x.amin(-1, keepdim=True), lambda x: x.max(1), lambda x: x.min(-1), lambda x: x.argmax(), lambda x: x.argmin(2),
-    lambda x: x.prod(1), lambda x: x.var(-1), lambda x: x.std(0), lambda x: torch.var_mean(x, (1, 2), correction=0),
+    lambda x: x.amin(-1, keepdim=True), lambda x: x.max(1), lambda x: x.min(-1), lambda x: x.argmax(),
+    lambda x: x.argmin(2), lambda x: x.prod(1), lambda x: x.var(-1), lambda x: x.std(0),
+    lambda x: torch.var_mean(x, (1, 2), correction=0),
     lambda x: (x > 0).any(1), lambda x: (x > -9).all(), lambda x: x.logsumexp(-1), lambda x: x.softmax(-1),
     lambda x: x.softmax(0), lambda x: x.log_softmax(1), lambda x: x.norm(dim=-1), lambda x: x / x.sum(-1, keepdim=True),
 ]  # fmt: skip
@@ -146,11 +147,13 @@ def test_indexing(fn):
 
 
 VIEWS = [
-    lambda x: x.transpose(0, 1) + 1, lambda x: x.permute(2, 0, 1).reshape(6, -1) * 2, lambda x: x[:, 1:3].reshape(-1) + 0,
+    lambda x: x.transpose(0, 1) + 1, lambda x: x.permute(2, 0, 1).reshape(6, -1) * 2,
+    lambda x: x[:, 1:3].reshape(-1) + 0,
     lambda x: x[..., ::2] * 1.5, lambda x: torch.cat([x, x + 1], 1), lambda x: torch.stack([x, x * 2], -1),
     lambda x: F.pad(x, (1, 2, 0, 3), value=7.0), lambda x: x.flip(0, 2) + 1, lambda x: x.unbind(1)[2] - 1,
     lambda x: x.expand(5, 4, 4, 6).sum(0), lambda x: x.reshape(8, 12).t().contiguous(), lambda x: x.roll(1, 0) * 2,
-    lambda x: torch.cat([x[:, :2].relu(), x[:, 2:]], 1).softmax(-1), lambda x: x.tril() + 1, lambda x: x.chunk(2, 2)[1] * 2,
+    lambda x: torch.cat([x[:, :2].relu(), x[:, 2:]], 1).softmax(-1), lambda x: x.tril() + 1,
+    lambda x: x.chunk(2, 2)[1] * 2,
     lambda x: x.transpose(0, 1).reshape(4, -1).softmax(-1).reshape(4, 4, 6).transpose(0, 1).contiguous(),
 ]  # fmt: skip
 

@@ -80,9 +80,10 @@ def gradients(model: torch.nn.Module, call: Any, inputs: Any) -> tuple[list[torc
 QUICK = ("encoder", "lstm")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in model_cases.MODELS]
-)
+SOME_SLOW = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in model_cases.MODELS]
+
+
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_loss_and_every_gradient(name):
     model, inputs = model_cases.make(name)
     upper = copy.deepcopy(model).double()

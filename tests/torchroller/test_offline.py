@@ -52,7 +52,7 @@ def source_for(expr: TensorExpr, spec: DeviceSpec) -> TritonSource:
     return emit(plain, tiling_of(construction.best, spec.is_cpu))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def offline(source: TritonSource, name: str) -> Footprint:
     fn = getattr(load_module(source, cache_dir()), source.name)
     signature = dict(zip(fn.arg_names, source.signature))
@@ -64,12 +64,8 @@ def offline(source: TritonSource, name: str) -> Footprint:
     threads = metadata.num_warps * target.warp_size
     if target.backend == "hip":
         text = built.asm["amdgcn"]
-        number = {
-            k: int(v)
-            for k, v in re.findall(
-                r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count|agpr_count): +(\d+)", text
-            )
-        }
+        counted = re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count|agpr_count): +(\d+)", text)
+        number = {k: int(v) for k, v in counted}
         return Footprint(metadata.shared, threads, number["vgpr_count"],
                          4 * (number["vgpr_spill_count"] + number["sgpr_spill_count"]))  # fmt: skip
     registers, spilled = cubin_registers(built.asm["cubin"])
@@ -144,9 +140,8 @@ def check(name: str, device: str, training: bool) -> None:
         try:
             took = offline(source, device)
         except Exception as error:
-            problems.append(
-                f"{source.name} does not compile: {type(error).__name__}: {str(error)[:500]}\n{source.text}"
-            )
+            what = f"{type(error).__name__}: {str(error)[:500]}"
+            problems.append(f"{source.name} does not compile: {what}\n{source.text}")
             continue
         at = f"{source.name} with {source.num_warps} warps, {source.num_stages} stages: {took}"
         if took.shared_bytes > spec.program_scratch_bytes:

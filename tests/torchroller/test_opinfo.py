@@ -78,9 +78,15 @@ def together(
 def through_roller(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """What torch.compile does after Dynamo."""
     parsed = Options(**options)
-    compile_ = functools.partial(compile_aot_graph, options=parsed, inference=False)
-    return aot_function(fn, fw_compiler=compile_, bw_compiler=compile_, decompositions=decompositions(),
-                        inference_compiler=functools.partial(compile_aot_graph, options=parsed, inference=True))  # fmt: skip
+    training = functools.partial(compile_aot_graph, options=parsed, inference=False)
+    inference = functools.partial(compile_aot_graph, options=parsed, inference=True)
+    return aot_function(
+        fn,
+        fw_compiler=training,
+        bw_compiler=training,
+        inference_compiler=inference,
+        decompositions=decompositions(),
+    )
 
 
 @contextlib.contextmanager
@@ -110,9 +116,8 @@ def problems(got: Any, want: Any, exact: Any) -> list[str]:
                 found.append(f"{at}: {int((g != w).sum())} elements differ from eager")
         else:
             known = torch.isfinite(w)
-            if not torch.equal(known, torch.isfinite(g)) or not torch.equal(
-                g[~known].nan_to_num(7), w[~known].nan_to_num(7)
-            ):
+            same = torch.equal(known, torch.isfinite(g))
+            if not same or not torch.equal(g[~known].nan_to_num(7), w[~known].nan_to_num(7)):
                 found.append(f"{at}: NaN or infinity in other places than eager's")
             known &= torch.isfinite(e)
             if not known.any():

@@ -137,8 +137,8 @@ def test_calls_from_many_threads():
     def work(i):
         with torch.no_grad():
             for _ in range(20):
-                if not torch.allclose(fn(xs[i]), wants[i], atol=1e-5):
-                    wrong.append(i)
+                close = torch.allclose(fn(xs[i]), wants[i], atol=1e-5)
+                wrong.extend([] if close else [i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for t in threads:
@@ -258,7 +258,9 @@ def test_packed_columns_of_several_axes_are_padded_axis_by_axis():
         torch.testing.assert_close(got, fn(x))
 
 
-@pytest.mark.parametrize("shape,block", [((48,), 16), ((50,), 16), ((4, 12), 16), ((3, 5, 20), 8), ((7,), 32), ((4, 16), 16)])
+@pytest.mark.parametrize(
+    "shape,block", [((48,), 16), ((50,), 16), ((4, 12), 16), ((3, 5, 20), 8), ((7,), 32), ((4, 16), 16)]
+)
 def test_packing_puts_every_element_where_the_kernel_reads_it(shape, block):
     from torchroller.emit.common import Pack
     from torchroller.weights import pack
@@ -269,7 +271,9 @@ def test_packing_puts_every_element_where_the_kernel_reads_it(shape, block):
     layout = Pack("t1", "float32", k, 1, shape, strides, 0, block)
     packed = pack(source, layout)
     assert packed.numel() == layout.elements
-    tiles = packed.reshape(*shape[:-1], -(-shape[-1] // block), k, block).movedim(-2, 0)  # k, outer.., tile, column
+    tiles = packed.reshape(*shape[:-1], -(-shape[-1] // block), k, block).movedim(
+        -2, 0
+    )  # k, outer.., tile, column
     want = source.T.reshape(k, *shape)
     padded = torch.nn.functional.pad(want, (0, tiles.shape[-1] * tiles.shape[-2] - shape[-1]))
     assert torch.equal(tiles.flatten(-2), padded)

@@ -80,6 +80,7 @@ _PASSES = (
     "sroa",
     "simplify_cfg",
     "instruction_combine",
+    "sroa",  # again: offsets into small buffers are constants only now
     "loop_simplify",
     "loop_rotate",
     "sccp",

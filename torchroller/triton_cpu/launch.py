@@ -53,11 +53,11 @@ def raise_failed_assertion(kernel: str) -> None:
     """Raise DeviceAssertion if a tl.device_assert did not hold since the last call."""
     from .jit import assertion_record
 
-    address, *program = assertion_record
+    address, x, y, z = assertion_record
     if address:
         assertion_record[0] = 0
         message = ctypes.string_at(address).decode(errors="replace")
-        raise DeviceAssertion(kernel, message, tuple(program))
+        raise DeviceAssertion(kernel, message, (x, y, z))
 
 
 class CPULauncher:

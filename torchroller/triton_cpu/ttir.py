@@ -29,8 +29,13 @@ class Type:
         return self.shape is not None
 
     @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape; a scalar has no dimensions."""
+        return self.shape or ()
+
+    @property
     def size(self) -> int:
-        return math.prod(self.shape or ())
+        return math.prod(self.dims)
 
     def with_elem(self, elem: str) -> Type:
         return Type(elem, self.shape)

@@ -172,6 +172,9 @@ class SpecialisedLinear:
             res = None if residual is None else residual.expand_as(y).contiguous()
             flat, rows = x.reshape(-1, k), y.view(-1, n)
             res = None if res is None else res.view(-1, n)
+            if flat.shape[0] <= SLAB_TOKENS:
+                self._run(flat[None], rows, flat.shape[0], bias, res, "linear")
+                return y
             for start in range(0, flat.shape[0], SLAB_TOKENS):
                 part = slice(start, start + SLAB_TOKENS)
                 few = flat[part]
@@ -269,7 +272,7 @@ class SpecialisedLinear:
         else:
             first = Step(_panel_launch(spec.compute, tokens), grid, (Open("x"), xp, *sizes, *x.stride()))
         programs = panels * spec.row_blocks
-        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if self.integer else compute)
+        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if spec.sums_integers else compute)
         tensors = [t for p in self.parts for t in part_tensors(p)]
         arguments = (
             xp, Open("y"), scratch, self.order, Open("bias" if epilogue.bias else "x"),

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .program import Program
 
+MAGIC = 12582912.0
+"""1.5 * 2**23: added to |x| < 2**22 it leaves the nearest integer (half to even) in the low bits of a float32."""
+
 ACTIVATIONS: dict[str, str] = {
     "none": "{x}",
     "relu": "tl.maximum({x}, 0.0)",
@@ -117,7 +120,7 @@ def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k
         inside = (offs_m < M)[:, None] & (offs_k < K)[None, :]
         tile = tl.load({_at("offs_k")}, mask=inside, other=0.0)
         q = tile.to(tl.float32) / s[:, None]
-        q = (q + 12582912.0) - 12582912.0
+        q = (q + {MAGIC}) - {MAGIC}
         q = tl.minimum(tl.maximum(q, -127.0), 127.0)
         tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(q), mask=(offs_k < KP)[:, None])
 """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pieces import Epilogue
+from .pieces import MAGIC, Epilogue
 from .program import Program
 
 EXACT_COLUMNS = 1040
@@ -55,6 +55,11 @@ class RowsSpec:
     integer: bool
     epilogue: Epilogue
     layout: str = "linear"
+
+    @property
+    def sums_integers(self) -> bool:
+        """Whether the scratch tile holds int32: exact float32 sums of column blocks add up beyond 2**24."""
+        return self.integer and self.column_blocks > 1
 
 
 def _value(part: PartSpec, p: int, index: str, compute: str) -> str:
@@ -133,6 +138,13 @@ def _accumulate(part: PartSpec, p: int, spec: RowsSpec, lead: int) -> list[str]:
     return lines
 
 
+def _as_integer(value: str, columns: int) -> str:
+    """An integer-valued float32 sum of `columns` int8 products as int32: by its bits where it is small enough."""
+    if columns * 127 * 127 < 2**22:
+        return f"(({value} + {MAGIC}).to(tl.int32, bitcast=True) - 0x4B400000)"
+    return f"{value}.to(tl.int32)"
+
+
 def _column_start(spec: RowsSpec, step: int) -> str:
     return f"kb * {spec.columns // step}" if spec.column_blocks > 1 else "0"
 
@@ -190,12 +202,12 @@ def rows_program(spec: RowsSpec) -> Program:
     for p, part in enumerate(spec.parts):
         group += _accumulate(part, p, spec, lead)
     for r in range(lead):
-        value = f"a{r}.to(tl.int32)" if spec.integer else f"a{r}"
+        value = f"a{r}"
         if blocked and spec.integer:
-            value += f" + tl.load(row + {r * t} + lane)"
+            value = f"{_as_integer(value, spec.columns)} + tl.load(row + {r * t} + lane)"
         group.append(f"tl.store(row + {r * t} + lane, {value})")
     group = [f"row = tile + g * {lead * t}", *group]
-    zero = "tl.int32" if spec.integer else spec.compute
+    zero = "tl.int32" if spec.sums_integers else spec.compute
     if blocked:
         body += [
             f"for r in range({n_rows}):",

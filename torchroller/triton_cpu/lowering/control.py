@@ -117,7 +117,7 @@ class Carried:
         else:
             offset = code.let(f"load i64, ptr {self.slot}")
             source = low.tensor(self.init)
-            low.set_tensor(value, Advanced(type.shape or (), type.elem, source=source, offset=offset))
+            low.set_tensor(value, Advanced(type.dims, type.elem, source=source, offset=offset))
 
 
 def leave(low: Lowering, carried: Sequence[Carried], outs: Sequence[Value]) -> None:
@@ -203,7 +203,7 @@ def if_else(low: Lowering, op: Op) -> None:
     slots: list[str | Buffer] = []
     for r in op.results:
         if r.type.is_tensor:
-            slots.append(new_buffer(code, r.type.elem, r.type.shape or ()))
+            slots.append(new_buffer(code, r.type.elem, r.type.dims))
         else:
             slots.append(code.alloca(lt.scalar(r.type.elem), 1, 8))
 
@@ -241,7 +241,7 @@ def while_loop(low: Lowering, op: Op) -> None:
     condition = before.ops[-1]
     forwarded = condition.operands[1:]
     results: list[Buffer | None] = [
-        new_buffer(code, v.type.elem, v.type.shape or ()) if v.type.is_tensor else None for v in forwarded
+        new_buffer(code, v.type.elem, v.type.dims) if v.type.is_tensor else None for v in forwarded
     ]
     head, body, end = code.label("while"), code.label("do"), code.label("done")
     code.line(f"  br label %{head}")
@@ -279,7 +279,7 @@ def basic_blocks(low: Lowering, blocks: Sequence[Block]) -> None:
     for block in blocks[1:]:
         for a in block.args:
             if a.type.is_tensor:
-                slots[a] = new_buffer(code, a.type.elem, a.type.shape or ())
+                slots[a] = new_buffer(code, a.type.elem, a.type.dims)
             else:
                 slots[a] = code.alloca(lt.scalar(a.type.elem), 1, 8)
     labels = {b.label: f"bb.{k}" for k, b in enumerate(blocks)}

@@ -117,9 +117,9 @@ def accumulator(low: Lowering, op: Op, c: Tensor) -> Buffer:
         return c.buffer
     if c.buffer is None and _single_use(low, value):
         for pointer, (arg, buffer) in low.carried.items():
-            if buffer.shape == c.shape and buffer.elem == c.elem and _only_path(low, value, arg):
-                if _reads(low.ev, c, buffer) == "here" and pointer == buffer.pointer:
-                    return materialise(low.ev, c, into=buffer)
+            fits = buffer.shape == c.shape and buffer.elem == c.elem and pointer == buffer.pointer
+            if fits and _only_path(low, value, arg) and _reads(low.ev, c, buffer) == "here":
+                return materialise(low.ev, c, into=buffer)
     return materialise(low.ev, c)
 
 

@@ -7,6 +7,7 @@ is written to a buffer, so that laziness never shows.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ EFFECTS = {
 }
 # A tensor at least this costly is not evaluated anew in every iteration of a loop.
 _KEEP_WEIGHT = 8
+
+_FOLDED: dict[str, Callable[..., int]] = {
+    "arith.addi": operator.add,
+    "arith.subi": operator.sub,
+    "arith.muli": operator.mul,
+    "arith.extsi": int,
+    "arith.index_cast": int,
+}
 
 Handler = Callable[["Lowering", Op], None]
 HANDLERS: dict[str, Handler] = {}
@@ -190,7 +199,7 @@ class Lowering:
         name = op.name if op.name != "arith.cmpi" else f"arith.cmpi {op.text.split(',')[0].split()[0]}"
         args = tuple(self.tensor(v) for v in op.operands)
         t = Elementwise(
-            result.type.shape, result.type.elem, name=name, args=args, emit=emit,
+            result.type.dims, result.type.elem, name=name, args=args, emit=emit,
             cost=COSTLY.get(op.name, 1), linear_rule=masks.RULES.get(op.name),
         )  # fmt: skip
         if op.name in ("arith.addi", "arith.subi", "arith.muli", "arith.shli") and result.type.elem == "i1":
@@ -219,15 +228,12 @@ class Lowering:
 
     def constant_fold(self, op: Op) -> int | None:
         """Integer scalars that are known: strides and bounds decide contiguity, so they must not hide."""
+        fold = _FOLDED.get(op.name)
         parts = [self.positions.get(v) for v in op.operands]
-        if not parts or not all(isinstance(p, int) for p in parts) or op.results[0].type.elem == "i1":
+        known = [p for p in parts if isinstance(p, int)]
+        if fold is None or len(known) != len(parts) or op.results[0].type.elem == "i1":
             return None
-        a, b = (*parts, None)[:2]
-        table: dict[str, Callable[[], int]] = {
-            "arith.addi": lambda: a + b, "arith.subi": lambda: a - b, "arith.muli": lambda: a * b,
-            "arith.extsi": lambda: a, "arith.index_cast": lambda: a,
-        }  # fmt: skip
-        return table[op.name]() if op.name in table else None
+        return fold(*known)
 
     def settle(self, op: Op) -> None:
         """Before memory changes: keep every tensor that reads memory and is needed later (or inside `op`)."""

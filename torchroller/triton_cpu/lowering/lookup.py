@@ -66,7 +66,7 @@ class Gathered(Tensor):
 def gather(low: Lowering, op: Op) -> None:
     result, axis = op.results[0], op.int_attr("axis")
     source, index = (low.tensor(v) for v in op.operands)
-    shape = result.type.shape or ()
+    shape = result.type.dims
     if isinstance(source, Splat):
         low.set_tensor(result, Splat(shape, source.elem, value=source.value, position=source.position))
         return
@@ -78,7 +78,8 @@ def gather(low: Lowering, op: Op) -> None:
 def histogram(low: Lowering, op: Op) -> None:
     """Counts per bin; numbers outside of the bins are not counted."""
     ev, code, result = low.ev, low.code, op.results[0]
-    source, mask = (*(low.tensor(v) for v in op.operands), None)[:2]
+    source, *masks = (low.tensor(v) for v in op.operands)
+    mask = masks[0] if masks else None
     (bins,) = result.type.shape or (1,)
     elem = result.type.elem
     out = new_buffer(code, elem, (bins,))
@@ -111,7 +112,7 @@ def histogram(low: Lowering, op: Op) -> None:
 def constant_tile(low: Lowering, op: Op, text: str) -> Stored:
     """`dense<[[1, 2], [3, 4]]>` as read-only memory."""
     result = op.results[0]
-    shape, elem = result.type.shape or (), result.type.elem
+    shape, elem = result.type.dims, result.type.elem
     values = re.findall(r"[^\s\[\],]+", text)
     if text.startswith('"') or len(values) != result.type.size:
         detail = f"a constant tensor in a form that is not read: {op.text[:80]}"

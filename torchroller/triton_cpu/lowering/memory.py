@@ -38,11 +38,10 @@ _GROUP = 6
 @handles("tt.load")
 def load(low: Lowering, op: Op) -> None:
     result = op.results[0]
-    pointer, mask, other = (*(low.tensor(v) for v in op.operands), None, None)[:3]
+    pointer, *optional = (low.tensor(v) for v in op.operands)
+    mask, other = (*optional, None, None)[:2]
     volatile = "isVolatile = true" in op.text
-    t = Load(
-        result.type.shape or (), result.type.elem, pointer=pointer, mask=mask, other=other, volatile=volatile
-    )
+    t = Load(result.type.dims, result.type.elem, pointer=pointer, mask=mask, other=other, volatile=volatile)
     if result.type.is_tensor:
         low.set_tensor(result, t)
         if volatile:
@@ -55,7 +54,8 @@ def load(low: Lowering, op: Op) -> None:
 def store(low: Lowering, op: Op) -> None:
     if not op.operands[1].type.is_tensor:
         low.settle(op)
-        pointer, value, mask = (*(low.scalar(v) for v in op.operands), None)[:3]
+        pointer, value, *masks = (low.scalar(v) for v in op.operands)
+        mask = masks[0] if masks else None
         low.ev.write(op.operands[1].type.elem, "same", pointer, value, mask, None)
         return
     write_stores(low, [op])
@@ -92,10 +92,10 @@ def keep_overlapping(low: Lowering, roots: Roots, pointers: list[Tensor]) -> Non
 def write_stores(low: Lowering, ops: list[Op]) -> None:
     """One nest that evaluates and stores every place of the tile."""
     ev = low.ev
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for op in ops:
-        pointer, value, mask = (*(low.tensor(v) for v in op.operands), None)[:3]
-        parts.append((pointer, value, mask))
+        pointer, value, *masks = (low.tensor(v) for v in op.operands)
+        parts.append((pointer, value, masks[0] if masks else None))
     # what reads memory and is still needed after these stores is kept first
     low.settle(ops[-1])
     shape = parts[0][0].shape
@@ -173,7 +173,8 @@ def _each_lane(
 def atomic_rmw(low: Lowering, op: Op) -> None:
     words = op.text.replace(",", " ").split()
     kind, order = words[0], _ORDER.get(words[1], "acq_rel")
-    pointer, value, mask = (*(low.tensor(v) for v in op.operands), None)[:3]
+    pointer, value, *masks = (low.tensor(v) for v in op.operands)
+    mask = masks[0] if masks else None
     elem = op.operands[1].type.elem
     type, align = lt.scalar(elem), lt.size_bytes(elem)
     if kind not in _RMW:
@@ -251,7 +252,9 @@ def store_group(ops: list[Op], first: int, arguments: frozenset[Value]) -> tuple
     """
     shape = ops[first].operands[1].type.shape
     written = {_argument_behind(ops[first].operands[0])}
-    stores, between, last, pending = [ops[first]], [], first, []
+    stores, last = [ops[first]], first
+    between: list[Op] = []
+    pending: list[Op] = []
     for k in range(first + 1, len(ops)):
         op = ops[k]
         if op.name == "tt.store" and op.operands[1].type.shape == shape:

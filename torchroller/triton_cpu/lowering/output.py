@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from torchroller.triton_cpu.lowering import llvm_types as lt
@@ -58,7 +59,7 @@ def device_print(low: Lowering, op: Op) -> None:
             at = "".join(f", i64 {c}" for c in place.coords)
             code.line(f"  call i32 (ptr, ...) @printf(ptr {text}, {program}{at}, {type} {shown})")
 
-        versions(ev, [identity(t)], lambda t=t, show=show: over_tile(ev, t.shape, None, show))
+        versions(ev, [identity(t)], functools.partial(over_tile, ev, t.shape, None, show))
     code.line("  call i32 @fflush(ptr null)")  # Python's own output is not behind this buffer
 
 

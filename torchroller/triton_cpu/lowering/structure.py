@@ -50,7 +50,7 @@ def constant(low: Lowering, op: Op) -> None:
     else:
         number = int(text)
     if result.type.is_tensor:
-        low.set_tensor(result, Splat(result.type.shape, elem, value=text, position=number))
+        low.set_tensor(result, Splat(result.type.dims, elem, value=text, position=number))
     else:
         low.set_scalar(result, text, number)
 
@@ -58,18 +58,16 @@ def constant(low: Lowering, op: Op) -> None:
 @handles("tt.make_range")
 def make_range(low: Lowering, op: Op) -> None:
     result = op.results[0]
-    low.set_tensor(result, Range(result.type.shape, result.type.elem, start=op.int_attr("start")))
+    low.set_tensor(result, Range(result.type.dims, result.type.elem, start=op.int_attr("start")))
 
 
 @handles("tt.splat", "tt.unsplat")
 def splat(low: Lowering, op: Op) -> None:
     source, result = op.operands[0], op.results[0]
     if op.name == "tt.unsplat":
-        low.set_scalar(result, low.ev.at(low.tensor(source), Place((0,) * len(source.type.shape or ()))))
+        low.set_scalar(result, low.ev.at(low.tensor(source), Place((0,) * len(source.type.dims))))
         return
-    value = Splat(
-        result.type.shape, result.type.elem, value=low.scalar(source), position=low.position(source)
-    )
+    value = Splat(result.type.dims, result.type.elem, value=low.scalar(source), position=low.position(source))
     low.set_tensor(result, value)
 
 
@@ -77,7 +75,7 @@ def splat(low: Lowering, op: Op) -> None:
 def remap(low: Lowering, op: Op) -> None:
     result = op.results[0]
     source = low.tensor(op.operands[0])
-    shape = result.type.shape or ()
+    shape = result.type.dims
     if op.name == "tt.broadcast":
         dims = tuple(None if n == 1 and shape[d] > 1 else d for d, n in enumerate(source.shape))
     elif op.name == "tt.expand_dims":
@@ -96,7 +94,7 @@ def remap(low: Lowering, op: Op) -> None:
 def reshape(low: Lowering, op: Op) -> None:
     """Adding or dropping dimensions of extent 1 is a view; anything else goes through row-major memory."""
     result, source = op.results[0], low.tensor(op.operands[0])
-    shape = result.type.shape or ()
+    shape = result.type.dims
     if isinstance(source, Splat):
         low.set_tensor(result, Splat(shape, source.elem, value=source.value, position=source.position))
         return
@@ -131,7 +129,7 @@ def join(low: Lowering, op: Op) -> None:
     from dataclasses import replace
 
     result = op.results[0]
-    shape = result.type.shape or ()
+    shape = result.type.dims
     parts = [low.tensor(v) for v in op.operands]
     buffer = new_buffer(low.code, result.type.elem, shape)
     size = lt.size_bytes(result.type.elem)
