@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_opinfo import problems, through_roller
-from torch._prims_common import is_non_overlapping_and_dense
 
 from torchroller.backend import last_plans
 from torchroller.plan import ExecutionPlan
@@ -217,7 +216,7 @@ def unlike(got: list[torch.Tensor], want: list[torch.Tensor], exact: list[torch.
     found = []
     for g, w, e in zip(got, want, exact, strict=True):
         # a view with gaps into a value that is not stored itself (a slice of a flip) is returned without its gaps
-        if not is_non_overlapping_and_dense(w):
+        if not torch.ops.aten.is_non_overlapping_and_dense(w):
             g, w, e = g.contiguous(), w.contiguous(), e.contiguous()
         wrong = problems([g], [w], [e])
         # eager rounds to half precision between operators; where that decides a comparison, compare with eager itself
