@@ -41,9 +41,8 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
     """The kernel for `expr`; from the disk cache where it has been chosen before."""
     plain = replace(expr, source=())
     search = functools.partial(ranked, plain, spec, topk)
-    key = store.key_of(
-        plain, spec.name, spec.units, getattr(executor, "target", executor.name), topk, pack, measure, check
-    )
+    environment = getattr(executor, "environment", executor.name)
+    key = store.key_of(plain, spec.fingerprint, environment, topk, pack, measure, check)
     entry = store.read(directory, key)
     if entry is not None:
         restored = known(executor, entry.source) or executor.restore(entry.source, entry.code, entry.metadata)
@@ -81,7 +80,9 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
 def tiling_of(program: RProgram, cpu: bool = True) -> Tiling:
     """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
     lone = () if cpu else (("m", 16), ("n", 16))
-    return Tiling((*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages)
+    return Tiling(
+        (*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages
+    )
 
 
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:

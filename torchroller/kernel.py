@@ -111,7 +111,11 @@ def load_module(source: TritonSource, directory: Path) -> ModuleType:
         if path.read_text() != source.text:
             raise FileNotFoundError
     except (OSError, UnicodeDecodeError):
-        _write(path, source.text)
+        try:
+            _write(path, source.text)
+        except OSError:  # the disk filled up, or was remounted: Triton needs a file to read, wherever it is
+            path = _private_directory() / path.name
+            _write(path, source.text)
     name = f"torchroller_kernel_{key}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -120,6 +124,11 @@ def load_module(source: TritonSource, directory: Path) -> ModuleType:
     code = compile(source.text, str(path), "exec", dont_inherit=True)
     exec(code, module.__dict__)
     return module
+
+
+@functools.lru_cache
+def _private_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="torchroller-"))
 
 
 def _write(path: Path, text: str) -> None:
@@ -139,6 +148,17 @@ class NativeExecutor:
         self.device, self.directory = device, directory
         self.target, self.driver = _target(device)
         self.native = device.type == "cpu"
+
+    @functools.cached_property
+    def environment(self) -> tuple[str, ...]:
+        """What machine code depends on besides its source: target, versions and, on a CPU, features and LLVM."""
+        import triton
+        from triton.backends import backends
+
+        found = (str(self.target), torch.__version__, triton.__version__)
+        if self.native:  # elsewhere Triton keeps the machine code, under a key of its own
+            found += (backends["cpu"].compiler(self.target).hash(),)
+        return found
 
     def compile(self, source: TritonSource) -> CompiledKernel:
         from triton.compiler import ASTSource

@@ -69,9 +69,8 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
     *outer, last = layout.n_shape
     strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
     with torch.no_grad():
-        rows = torch.as_strided(
-            source.detach(), (*outer, layout.k, last), strides, source.storage_offset() + layout.offset
-        )
+        start = source.storage_offset() + layout.offset
+        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, start)
         rows = rows.reshape(math.prod(outer), layout.k, last)
         whole = last // layout.block * layout.block
         if whole == last:
