@@ -9,6 +9,7 @@ from torchroller.spec import TRITON_MAX_NUMEL, size_text
 from torchroller.tile import ceil_div, next_pow2
 from torchroller.traffic import Tiled
 
+_PASSED_OVER = 1.5  # times the innermost cache: what lies beyond still streams from the next one
 _MAX_RESIDENT = 32  # programs per unit, whatever their size
 _ADDRESS_REGISTERS = 32  # per thread, besides the data of its tile
 _FMA_DEPTH = (
@@ -95,8 +96,12 @@ def violation(t: Tiled, launch: Launch, smallest: bool = False) -> str | None:
         return f"block has {t.block} elements, Triton takes {TRITON_MAX_NUMEL}"
     if device.is_cpu:
         cache = device.private_levels[0] if device.private_levels else device.levels[-1]
-        need = sum(t.step_bytes) + t.accumulator_bytes
-        if need > cache.capacity_bytes and not smallest:
+        need, room = sum(t.step_bytes) + t.accumulator_bytes, float(cache.capacity_bytes)
+        if space.passes > 1 and not space.has_dot and device.private_levels:
+            # each reduction is a pass over the block: it should come from the innermost cache
+            cache = device.private_levels[-1]
+            room = _PASSED_OVER * cache.capacity_bytes
+        if need > room and not smallest:
             return f"tiles take {size_text(need)}, {cache.name} holds {size_text(cache.capacity_bytes)}"
         return None
     scratch = scratch_bytes(t, launch.num_stages)

@@ -22,12 +22,22 @@ KEPT = (
 @functools.lru_cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions, less what has a lowering rule of its own or a fast ATen kernel."""
-    from torch._decomp import core_aten_decompositions
-
-    table = dict(core_aten_decompositions())
+    table = _core_aten()
     aten = torch.ops.aten
     for name in KEPT:
         packet = getattr(aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
             table.pop(getattr(packet, overload), None)
     return table
+
+
+def _core_aten() -> dict[Any, Callable[..., Any]]:
+    """torch's core decompositions, without its entries for composite operators where torch can leave them out.
+
+    AOTAutograd takes composite operators apart by itself; listing them resolves every ATen overload, which costs
+    a tenth of a second in each process.
+    """
+    from torch import _decomp
+
+    plain = getattr(_decomp, "_core_aten_decompositions_post_autograd", None)
+    return dict(plain() if plain is not None else _decomp.core_aten_decompositions())

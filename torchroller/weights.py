@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .emit.common import Pack
 from .graph import TORCH_DTYPES
@@ -38,10 +39,12 @@ class Packed:
     @staticmethod
     def of(source: torch.Tensor, layout: Pack) -> Packed:
         """Packs `source` as it is now."""
-        sample = _sample(source)
-        seen = sample.tobytes() if sample is not None else b""
-        address, version = source.data_ptr(), source._version
-        return Packed(pack(source, layout), address, version, source.untyped_storage(), sample, seen)
+        # AOTAutograd watches the operators of a first call through a mode, at 50 µs each; these are not the user's.
+        with _disable_current_modes():
+            sample = _sample(source)
+            seen = sample.tobytes() if sample is not None else b""
+            address, version = source.data_ptr(), source._version
+            return Packed(pack(source, layout), address, version, source.untyped_storage(), sample, seen)
 
     def current(self, source: torch.Tensor) -> bool:
         """Does the packed copy hold what `source` holds now?"""

@@ -116,6 +116,7 @@ class _SparseLayer(nn.Module):
         self.integer = integer
         self.why = why
         self.reason: str | None = None
+        self._checked: torch.device | None = None
         self._kernel: Any = None
         self._kernel_key: tuple[Any, ...] = ()
         self._dense_weight: Tensor | None = None
@@ -174,7 +175,7 @@ class _SparseLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the kernel, whose launch blocks hold addresses: it is made again at the next call."""
-        return {**super().__getstate__(), "_kernel": None, "_kernel_key": ()}  # type: ignore[misc]
+        return {**super().__getstate__(), "_kernel": None, "_kernel_key": (), "_checked": None}  # type: ignore[misc]
 
     # -- training ------------------------------------------------------------------------------------------
     def make_trainable(self, packer: Packer, mask: Tensor | None = None) -> None:
@@ -221,7 +222,8 @@ class _SparseLayer(nn.Module):
     # -- running -------------------------------------------------------------------------------------------
     def kernel(self) -> Any:
         """The specialised kernel of the current values."""
-        if self.weight is not None:
+        if self._parameters["weight"] is not None:
+            assert self.weight is not None
             key: tuple[Any, ...] = (self.weight.data_ptr(), self.weight._version)
             if key != self._kernel_key or self._kernel is None:
                 assert self.packer is not None
@@ -229,7 +231,7 @@ class _SparseLayer(nn.Module):
                     self._set_parts(self.packer(self.weight.detach() * self.mask, self.mask))
                 self._kernel, self._kernel_key = self._make_kernel(), key
             return self._kernel
-        key = (self.header.device, id(self._buffers.get("part0_val")))
+        key = (id(self._buffers.get("part0_val")),)
         if self._kernel is None or key != self._kernel_key:
             self._kernel, self._kernel_key = self._make_kernel(), key
         return self._kernel
@@ -239,15 +241,18 @@ class _SparseLayer(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x as for the dense layer; `residual` (the output's shape) is added after the activation."""
-        self.reason = can_execute(x.device)
-        tensors = (x, self.weight, self.bias, residual)
-        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        device = x.device
+        if device != self._checked:
+            self.reason, self._checked = can_execute(device), device
+        # Attributes of modules are looked up in three dictionaries; a small layer feels that.
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         if self.reason is not None:
-            weight = None if self.weight is None else self.weight
-            return self._dense(x, weight, self.bias, residual)
-        if needs_grad:
-            return _Apply.apply(x, self.weight, self.bias, residual, self)
-        return self._fast(x, self.bias, residual)
+            return self._dense(x, weight, bias, residual)
+        if torch.is_grad_enabled():
+            tensors = (x, weight, bias, residual)
+            if any(t is not None and t.requires_grad for t in tensors):
+                return _Apply.apply(x, weight, bias, residual, self)
+        return self._fast(x, bias, residual)
 
     def _masked(self, weight: Tensor | None) -> Tensor:
         return self.current_weight() if weight is None else weight * self.mask

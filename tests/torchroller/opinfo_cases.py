@@ -33,6 +33,7 @@ REACHED_BY: dict[str, tuple[str, ...]] = {
     "aten._unsafe_view": ("matmul",),
     "aten._reshape_alias": ("reshape",),
     "aten.numpy_T": ("t",),
+    "aten.constant_pad_nd": ("constant_pad_nd", "nn.functional.pad"),
     "aten.native_group_norm": ("native_group_norm", "nn.functional.group_norm"),
     "aten.native_layer_norm": ("native_layer_norm", "nn.functional.layer_norm"),
 }
@@ -64,8 +65,9 @@ def covering(packet: str) -> set[str]:
     if packet in REACHED_BY:
         return set(REACHED_BY[packet])
     name = packet.split(".", 1)[1]
-    found = {o.name for o in op_db if name in (o.name, o.aten_name, *(a.name for a in o.aliases))}
-    return {n for n in found if n in (name, f"nn.functional.{name}")} or found
+    same = (name, f"nn.functional.{name}")
+    found = {o.name for o in op_db if o.name in same or name in (o.aten_name, *(a.name for a in o.aliases))}
+    return found & set(same) or found
 
 
 def name_of(op: OpInfo) -> str:
@@ -89,6 +91,7 @@ EXTERN: dict[tuple[str, torch.dtype | None], str] = {
     ("div.floor_rounding", torch.float16): "rounds between its steps",
     ("index_select", None): "an index_select of 0-d tensors",
     ("gather", None): "a gather of 0-d tensors",
+    ("nn.functional.pad.circular", None): "no rule for aten.",  # it fills an empty tensor slice by slice
     ("nn.functional.cosine_similarity", None): "no rule for aten.linalg_vector_norm",
     ("nn.functional.normalize", None): "no rule for aten.linalg_vector_norm",
     ("nn.functional.upsample_nearest", None): "a floating-point arange",

@@ -191,7 +191,7 @@ GRADIENTS = (
     "stack", "permute", "transpose", "expand", "slice", "select", "index_select", "gather", "nn.functional.gelu",
     "nn.functional.silu", "nn.functional.relu", "nn.functional.elu", "nn.functional.softplus", "nn.functional.mish",
     "nn.functional.leaky_relu", "nn.functional.layer_norm", "nn.functional.rms_norm", "nn.functional.group_norm",
-    "nn.functional.linear", "nn.functional.pad", "nn.functional.embedding", "nn.functional.cross_entropy",
+    "nn.functional.linear", "nn.functional.pad.constant", "nn.functional.embedding", "nn.functional.cross_entropy",
     "nn.functional.mse_loss", "nn.functional.scaled_dot_product_attention", "maximum", "clamp", "pow", "lerp",
 )  # fmt: skip
 

@@ -172,6 +172,9 @@ class SpecialisedLinear:
             res = None if residual is None else residual.expand_as(y).contiguous()
             flat, rows = x.reshape(-1, k), y.view(-1, n)
             res = None if res is None else res.view(-1, n)
+            if flat.shape[0] <= SLAB_TOKENS:
+                self._run(flat[None], rows, flat.shape[0], bias, res, "linear")
+                return y
             for start in range(0, flat.shape[0], SLAB_TOKENS):
                 part = slice(start, start + SLAB_TOKENS)
                 few = flat[part]

@@ -57,20 +57,26 @@ def can_execute(device: torch.device) -> str | None:
     """None where Triton kernels run on tensors of this device, else the reason why they do not."""
     if interpreting():
         return None
+    return _driver_refusal(device.type, os.environ.get("TRITON_DEFAULT_BACKEND"))
+
+
+@lru_cache(maxsize=16)
+def _driver_refusal(device_type: str, chosen: str | None) -> str | None:
+    del chosen  # part of the key: it decides which driver is active
     try:
         from triton.backends import backends
         from triton.runtime import driver
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    if device.type == "cpu" and "cpu" not in backends:
+    if device_type == "cpu" and "cpu" not in backends:
         return "no Triton backend for the CPU is installed (torchroller registers one as an entry point)"
     try:
         target = driver.active.get_current_target()
     except RuntimeError as error:
         return f"Triton has no active driver ({error})"
-    wanted = {"cpu": ("cpu",), "cuda": ("cuda", "hip"), "xpu": ("xpu",)}.get(device.type, ())
+    wanted = {"cpu": ("cpu",), "cuda": ("cuda", "hip"), "xpu": ("xpu",)}.get(device_type, ())
     if target.backend not in wanted:
-        return f"Triton's active driver is {target.backend!r}, the tensors are on {device.type!r}"
+        return f"Triton's active driver is {target.backend!r}, the tensors are on {device_type!r}"
     return None
 
 

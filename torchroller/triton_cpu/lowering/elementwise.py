@@ -220,6 +220,9 @@ def _to_integer(ev: Evaluator, kind: str, value: str, source: str, target: str, 
     code, bits = ev.code, 8 * lt.size_bytes(target)
     narrow = bits < 32
     to = lt.typed("i32" if narrow else target, lanes)
+    if lanes is not None and (narrow or kind == "fptosi"):
+        result = _saturated(ev, value, source, "i32" if narrow else lt.scalar(target), lanes)
+        return code.let(f"trunc {to} {result} to {lt.typed(target, lanes)}") if narrow else result
     name = "fptosi" if narrow else kind
     symbol = (
         f"@llvm.{name}.sat.{_suffix('i32' if narrow else lt.scalar(target), lanes)}.{_suffix(source, lanes)}"
@@ -227,6 +230,23 @@ def _to_integer(ev: Evaluator, kind: str, value: str, source: str, target: str, 
     code.declare(symbol, f"declare {to} {symbol}({lt.typed(source, lanes)})")
     result = code.let(f"call {to} {symbol}({lt.typed(source, lanes)} {value})")
     return code.let(f"trunc {to} {result} to {lt.typed(target, lanes)}") if narrow else result
+
+
+def _saturated(ev: Evaluator, value: str, source: str, target: str, lanes: int) -> str:
+    """fptosi.sat on vectors, which LLVM would take apart lane by lane: convert what fits, select the rest."""
+    code, bits = ev.code, int(target[1:])
+    floats, ints, masks = lt.typed(source, lanes), lt.typed(target, lanes), lt.typed("i1", lanes)
+    low, high = (lt.constant(lt.float_literal(f"{sign}{2.0 ** (bits - 1)!r}", source), source, lanes) for sign in "- ")
+    above = code.let(f"fcmp oge {floats} {value}, {high}")
+    not_below = code.let(f"fcmp oge {floats} {value}, {low}")  # false for NaN
+    below = code.let(f"fcmp olt {floats} {value}, {low}")
+    not_above = code.let(f"xor {masks} {above}, {lt.constant('true', 'i1', lanes)}")
+    fits = code.let(f"and {masks} {not_below}, {not_above}")
+    safe = code.let(f"select {masks} {fits}, {floats} {value}, {floats} zeroinitializer")
+    result = code.let(f"fptosi {floats} {safe} to {ints}")
+    largest, least = (lt.constant(str(n), target, lanes) for n in (2 ** (bits - 1) - 1, -(2 ** (bits - 1))))
+    result = code.let(f"select {masks} {above}, {ints} {largest}, {ints} {result}")
+    return code.let(f"select {masks} {below}, {ints} {least}, {ints} {result}")
 
 
 def _cast(op: Op, source: str, target: str) -> Emit:
