@@ -106,7 +106,7 @@ def sparsify_(
     model._parameters.clear()
     model._buffers.clear()
     model.add_module("sparse", fast)
-    model.forward = _Forward(fast)  # type: ignore[method-assign]
+    model.forward = _Forward(fast)
     model.train(False)
     return model
 

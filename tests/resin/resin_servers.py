@@ -45,9 +45,16 @@ def victoria_metrics(directory: Path) -> Iterator[str]:
     arguments = [
         binary, f"-storageDataPath={directory / 'data'}", f"-httpListenAddr=127.0.0.1:{port}",
         "-retentionPeriod=100y", "-search.latencyOffset=0s", "-dedup.minScrapeInterval=0s",
+        "-search.disableCache",  # an answer from before the last samples became searchable must not be kept
     ]  # fmt: skip
     with _running(arguments, f"http://127.0.0.1:{port}", "/health", directory) as url:
         yield url
+
+
+def flush(url: str) -> None:
+    """Make what VictoriaMetrics has taken searchable now; Prometheus, which searches at once, knows no such call."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url + "/internal/force_flush", timeout=30).close()
 
 
 @contextlib.contextmanager

@@ -63,12 +63,19 @@ def test_prometheus_api_equals_duckdb(server, tmp_path):
 
 
 def wait_until_searchable(remote, duck):
-    """VictoriaMetrics makes new samples searchable a moment after it took them."""
-    metric = duck.metrics()[0]
-    expected = sum(len(s.times_s) for s in duck.series(metric))
-    deadline = time.monotonic() + 20
-    while sum(len(s.times_s) for s in remote.series(metric)) < expected and time.monotonic() < deadline:
+    """Until every sample of every metric is found: VictoriaMetrics takes samples first and indexes them later."""
+    servers.flush(remote.url)
+    expected = count(duck, duck.metrics())
+    deadline = time.monotonic() + 60
+    while (found := count(remote, expected)) != expected or remote.metrics() != duck.metrics():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not searchable after 60 s: samples found by metric {found}, written {expected}")
         time.sleep(0.2)
+
+
+def count(store, metrics):
+    """Samples by metric."""
+    return {m: sum(len(s.times_s) for s in store.series(m)) for m in metrics}
 
 
 def compare(one, other, now_s):

@@ -149,9 +149,9 @@ class Int4(Quantized):
 
     @classmethod
     def wrap(cls, inner: SparseFormat, scale: Tensor) -> Int4:
-        packed = replace(inner, val=pack_nibbles(inner.val))  # type: ignore[type-var, attr-defined, call-arg]
+        packed = replace(inner, val=pack_nibbles(inner.val))  # type: ignore[type-var, attr-defined]
         return cls(packed, scale, tuple(inner.val.shape))  # type: ignore[attr-defined]
 
     def integers(self) -> SparseFormat:
         values = unpack_nibbles(self.inner.val, self.val_shape)  # type: ignore[attr-defined]
-        return replace(self.inner, val=values)  # type: ignore[type-var, call-arg]
+        return replace(self.inner, val=values)  # type: ignore[type-var]

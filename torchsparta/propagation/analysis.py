@@ -204,7 +204,7 @@ def _forward(
         elif node.op == "placeholder":
             new = unknown(node.meta.get("val"))
         elif node.op == "call_function" and node.target is operator.getitem:
-            whole, part = facts.get(node.args[0]), int(node.args[1])  # type: ignore[arg-type, call-overload]
+            whole, part = facts.get(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
             new = whole[part] if isinstance(whole, tuple) else unknown(node.meta.get("val"))
         elif node.op == "call_function" and _has_tensor(node):
             new = rules[node].forward(make_call(node, facts))

@@ -47,7 +47,7 @@ def propagate_widths(analysis: Analysis, given: Mapping[str, TeSA]) -> dict[fx.N
     return widths
 
 
-def _through(call, rule, widths: dict[fx.Node, Tensor], plain: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _through(call, rule, widths: dict[fx.Node, Tensor], plain: Tensor) -> Tensor:
     sources = call.sources
     if any(bool((widths[s] == widths[s].flatten()[0]).all()) is False for s in sources if s in widths):
         if isinstance(rule, Movement) and not rule.fills and isinstance(call.out, Tensor):

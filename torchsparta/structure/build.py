@@ -100,7 +100,7 @@ class Builder:
             elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):
                 whole = self.env[node.args[0]]
                 if isinstance(whole, tuple):
-                    self.env[node] = whole[int(node.args[1])]  # type: ignore[arg-type]
+                    self.env[node] = whole[int(node.args[1])]
                 else:
                     self.env[node] = self.graph.call_function(operator.getitem, (whole, node.args[1]))
             elif node in self.analysis.rules and isinstance(node.meta.get("val"), (Tensor, tuple, list)):
