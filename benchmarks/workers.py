@@ -70,9 +70,11 @@ def _notes(contender: str) -> str:
     import torchroller
 
     report = torchroller.last_report()
-    return (
-        f"{report.node_share:.0%} of nodes, {report.flop_share:.0%} of FLOPs in our kernels" if report else ""
-    )
+    if report is None:
+        return ""
+    (nodes, all_nodes), (flops, all_flops) = report.nodes, report.flops
+    share = f", {flops / all_flops:.0%} of FLOPs" if all_flops else ""
+    return f"{nodes / max(all_nodes, 1):.0%} of nodes{share} in our kernels"
 
 
 class Contender:
