@@ -60,6 +60,7 @@ def test_a_directory_that_cannot_be_made_costs_the_cache_only(tmp_path):
     assert "cannot be written" in done.stderr and "TORCHROLLER_CACHE_DIR" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     env = {**os.environ, "TORCHROLLER_CACHE_DIR": str(tmp_path),
