@@ -110,7 +110,7 @@ class _Maker:
         """(output, log of the row sums) of softmax(q k^T * scale + mask) v."""
         key = ("attention", node)
         if key in self.memo:
-            return self.memo[key], self.memo["lse", node]  # type: ignore[index]
+            return self.memo[key], self.memo["lse", node]
         places = self.group.operands[node]
         scale, causal = node.number
         q, k, v = (self.value(x, at) for x, at in zip(node.args[:3], places))

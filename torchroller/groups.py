@@ -69,7 +69,8 @@ class Fused:
                 axes = " ".join(f"{k}:{n}{'r' if k in step.reduced else ''}" for k, n in step.extents.items())
                 members = " ".join(n.fn or n.kind for n in sorted(step.index, key=lambda n: n.serial))
                 stored = ", ".join(self.storage[n].buffer for n in step.index if n in self.storage)
-                lines.append(f"kernel {step.number} ({step.kind})  axes {axes}\n  computes {members}\n  stores {stored}")
+                lines.append(f"kernel {step.number} ({step.kind})  axes {axes}")
+                lines.append(f"  computes {members}\n  stores {stored}")
             else:
                 lines.append(f"extern {step}")
         return "\n".join(lines)

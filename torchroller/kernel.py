@@ -155,7 +155,7 @@ class NativeExecutor:
         import triton
         from triton.backends import backends
 
-        found = (str(self.target), torch.__version__, triton.__version__)
+        found: tuple[str, ...] = (str(self.target), str(torch.__version__), triton.__version__)
         if self.native:  # elsewhere Triton keeps the machine code, under a key of its own
             found += (backends["cpu"].compiler(self.target).hash(),)
         return found

@@ -73,12 +73,16 @@ class Lowered:
     device: torch.device
 
     def __str__(self) -> str:
-        lines = [f"{self.lowered_nodes} of {self.total_nodes} graph nodes lowered, {len(self.externs)} extern calls"]
+        lines = [
+            f"{self.lowered_nodes} of {self.total_nodes} graph nodes lowered, {len(self.externs)} extern calls"
+        ]
         for node in self.builder.nodes:
             args = ", ".join(f"%{a.serial}" for a in node.args)
             lines.append(f"  {node!r}{f'  of {args}' if args else ''}")
         lines += [f"  extern {call}" for call in self.externs]
-        found = ", ".join(f"%{o.value.serial}" if isinstance(o.value, Node) else str(o.value) for o in self.outputs)
+        found = ", ".join(
+            f"%{o.value.serial}" if isinstance(o.value, Node) else str(o.value) for o in self.outputs
+        )
         return "\n".join([*lines, f"  return {found}"])
 
 

@@ -63,7 +63,7 @@ def _rebuild(item: dict[str, Any], tensors: dict[str, Tensor]) -> SparseFormat:
     if "inner" in item:
         scale = tensors.pop("scale")
         return FORMATS[name](inner=_rebuild(item["inner"], tensors), scale=scale, **settings)  # type: ignore[call-arg]
-    return FORMATS[name](**settings, **tensors)  # type: ignore[call-arg]
+    return FORMATS[name](**settings, **tensors)
 
 
 class _Apply(torch.autograd.Function):
@@ -175,7 +175,7 @@ class _SparseLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the kernel, whose launch blocks hold addresses: it is made again at the next call."""
-        return {**super().__getstate__(), "_kernel": None, "_kernel_key": (), "_checked": None}  # type: ignore[misc]
+        return {**super().__getstate__(), "_kernel": None, "_kernel_key": (), "_checked": None}
 
     # -- training ------------------------------------------------------------------------------------------
     def make_trainable(self, packer: Packer, mask: Tensor | None = None) -> None:

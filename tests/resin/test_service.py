@@ -21,7 +21,15 @@ from resin.service.app import create_app
 from resin.store import Store
 from resin.store.records import to_json
 
-NOW = time.time()
+NOW = 0.0
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch):
+    """The present when a test begins, not when the file was read: minutes may pass between, and leakers end."""
+    monkeypatch.setitem(globals(), "NOW", time.time())
+
+
 LEAKER = Entity("far", "train.py", 41, 1000.0, "train.py/41@1000")
 STEADY = Entity("far", "serve.py", 42, 1000.0)
 

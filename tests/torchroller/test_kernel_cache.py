@@ -137,7 +137,9 @@ def test_every_shortened_entry_is_absent(tmp_path):
     assert store.read(tmp_path, "key") is None
 
 
-@pytest.mark.parametrize("code", [b"", b"not an object file", b"\x7fELF" + bytes(60)])
+@pytest.mark.parametrize(
+    "code", [b"", b"not an object file", b"\x7fELF" + bytes(60)], ids=["empty", "text", "header"]
+)
 def test_an_entry_whose_code_does_not_load_is_compiled_again(fresh, monkeypatch, code):
     assert len(fresh()) == 1
     (path,) = fresh.directory.rglob("*.kernel")

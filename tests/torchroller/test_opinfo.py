@@ -169,7 +169,11 @@ def judge(op: Any, dtype: torch.dtype, most: int) -> None:
         assert externs, f"{key} {dtype} is listed as an extern call ({allowed}) and is none: remove the entry"
 
 
-@pytest.mark.parametrize("op", INFOS, ids=cases.name_of)
+# operators that decompose into others are compiled in the slow sweep over all types
+QUICK_OR_SLOW = [pytest.param(o, marks=pytest.mark.slow) if o.name in cases.COMPOSED else o for o in INFOS]
+
+
+@pytest.mark.parametrize("op", QUICK_OR_SLOW, ids=cases.name_of)
 def test_float32(op):
     if torch.float32 not in op.supported_dtypes("cpu"):
         pytest.skip("not defined for float32")

@@ -61,7 +61,14 @@ def check(expr, device, program):
             assert size >= 16 or not side
 
 
-@by_name
+SWEPT_QUICKLY = ("H100", "MI300X", ZEN5.name)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [d if d.name in SWEPT_QUICKLY else pytest.param(d, marks=pytest.mark.slow) for d in DEVICES],
+    ids=lambda d: d.name,
+)
 def test_all_operators_of_the_paper(device):
     """119 operators: found, aligned, within capacity, and (every fifth) the same again."""
     for number, op in enumerate(operators.read()):

@@ -194,7 +194,7 @@ class BlockDotLinear:
 
     @property
     def _val(self) -> Tensor:
-        return self._inner.val  # type: ignore[attr-defined, no-any-return]
+        return self._inner.val  # type: ignore[attr-defined]
 
     def dense_weight(self) -> Tensor:
         """The weight [N, K] that the part stores."""

@@ -272,7 +272,9 @@ class SpecialisedLinear:
         else:
             first = Step(_panel_launch(spec.compute, tokens), grid, (Open("x"), xp, *sizes, *x.stride()))
         programs = panels * spec.row_blocks
-        scratch = Space("scratch", programs * spec.rows * tokens, torch.int32 if spec.sums_integers else compute)
+        scratch = Space(
+            "scratch", programs * spec.rows * tokens, torch.int32 if spec.sums_integers else compute
+        )
         tensors = [t for p in self.parts for t in part_tensors(p)]
         arguments = (
             xp, Open("y"), scratch, self.order, Open("bias" if epilogue.bias else "x"),

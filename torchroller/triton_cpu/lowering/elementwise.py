@@ -236,7 +236,9 @@ def _saturated(ev: Evaluator, value: str, source: str, target: str, lanes: int) 
     """fptosi.sat on vectors, which LLVM would take apart lane by lane: convert what fits, select the rest."""
     code, bits = ev.code, int(target[1:])
     floats, ints, masks = lt.typed(source, lanes), lt.typed(target, lanes), lt.typed("i1", lanes)
-    low, high = (lt.constant(lt.float_literal(f"{sign}{2.0 ** (bits - 1)!r}", source), source, lanes) for sign in "- ")
+    low, high = (
+        lt.constant(lt.float_literal(f"{sign}{2.0 ** (bits - 1)!r}", source), source, lanes) for sign in "- "
+    )
     above = code.let(f"fcmp oge {floats} {value}, {high}")
     not_below = code.let(f"fcmp oge {floats} {value}, {low}")  # false for NaN
     below = code.let(f"fcmp olt {floats} {value}, {low}")
