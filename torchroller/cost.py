@@ -22,7 +22,7 @@ from torchroller.traffic import FEW_ROWS, Tiled, cache_bytes, register_block, sc
 
 _LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
 # Loss of rate for each doubling of the accumulator tile beyond a third of L1: its loads wait for L2. Measured on a
-# Sapphire Rapids core: 64x64 160, 128x64 153, 256x64 142 GFLOP/s of 2048^3.
+# Emerald Rapids core: 64x64 159, 128x64 153, 256x64 134 GFLOP/s of 2048^3.
 _FAR_ACCUMULATOR = 0.04
 _BROKEN_PANELS = 0.8  # with few rows nothing hides that the panels of a wide block lie apart
 _BLOCK_CYCLES = 40  # of a register block, besides its multiply-adds: accumulators in and out, the call

@@ -32,7 +32,7 @@ _FEW_ROWS = 16
 
 
 # dpbf16ps at the rate of fma, so twice its products. Intel's cores issue one every other cycle: there, widening to
-# f32 is faster (measured on Emerald Rapids: 84 GFLOP/s a core with dpbf16ps, 150 with fma) and rounds less.
+# f32 is faster (measured on Emerald Rapids: 84 GFLOP/s a core with dpbf16ps, 115 to 145 with fma) and rounds less.
 _FAST_BF16 = ("znver",)
 
 

@@ -19,7 +19,7 @@ from torchroller.triton_cpu.lowering import masks
 from torchroller.triton_cpu.lowering.code import Code, Operand
 from torchroller.triton_cpu.lowering.elementwise import COSTLY, emitter
 from torchroller.triton_cpu.lowering.evaluate import Evaluator
-from torchroller.triton_cpu.lowering.nests import keep, materialise
+from torchroller.triton_cpu.lowering.nests import materialise
 from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Remap, Splat, Tensor
 from torchroller.triton_cpu.ttir import Block, Function, Op, Value
 
@@ -325,4 +325,4 @@ def parameters(fn: Function) -> list[tuple[str, str]]:
     return [(lt.scalar(a.type.elem), f"%arg{k}") for k, a in enumerate(fn.args)]
 
 
-__all__ = ["HANDLERS", "LowerOptions", "Lowering", "handles", "has_effects", "keep", "parameters"]
+__all__ = ["HANDLERS", "LowerOptions", "Lowering", "handles", "has_effects", "parameters"]

@@ -179,13 +179,6 @@ def materialise(ev: Evaluator, t: Tensor, into: Buffer | None = None) -> Buffer:
     return buffer
 
 
-def keep(ev: Evaluator, t: Tensor) -> Buffer:
-    """Materialise `t` and let it live in its buffer from here on."""
-    if t.buffer is None:
-        t.buffer = materialise(ev, t)
-    return t.buffer
-
-
 def stored(buffer: Buffer) -> Stored:
     return Stored(buffer.shape, buffer.elem, buffer=buffer)
 

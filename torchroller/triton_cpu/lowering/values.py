@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Operand
 
 if TYPE_CHECKING:
@@ -283,12 +282,3 @@ class Load(Tensor):
 
     def compute(self, ev: Evaluator, place: Place) -> str:
         return ev.load(self, place)
-
-
-def is_constant_like(t: Tensor) -> bool:
-    """Cheap to evaluate anywhere and independent of memory: never worth a buffer."""
-    return t.buffer is None and not t.reads_memory and t.weight <= 4
-
-
-def element_bytes(t: Tensor) -> int:
-    return lt.size_bytes(t.elem)
