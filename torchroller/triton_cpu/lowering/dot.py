@@ -163,13 +163,13 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     step = left.step if isinstance(left.step, int) else None
-    unroll = code.unroll_metadata(4) if k // p.step >= 4 else code.unroll_metadata(1)
+    apart = b_row if isinstance(b_row, int) else None
 
     def kernel(prefetch: bool) -> str:
-        symbol, text, declared = mk.function(p, shape, step, prefetch)
+        symbol, text, declared = mk.function(p, shape, step, apart, prefetch)
         for d in declared:
             code.declare(d, d)
-        code.declare(symbol, text.replace("!UNROLL", f"!{unroll}"))
+        code.declare(symbol, text)
         return symbol
 
     size = "float" if p.acc == "float" else p.acc
