@@ -98,6 +98,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 layout.k_stride,
                 layout.offset,
                 layout.block,
+                layout.group,
             )
             if layout_key not in packed:
                 name = f"packed{len(packed)}"

@@ -329,6 +329,7 @@ def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
         levels=_levels(space, device, c),
         estimate=c.estimate,
         extents=dict(zip(names, space.extents)),
+        panel=register_block(c.tiled)[1] if device.is_cpu and space.has_dot else 0,
     )
 
 

@@ -80,6 +80,7 @@ class RProgram:
     step:  extent of one loop iteration per reduce axis (powers of two; >= the axis means no loop)
     grid:  number of programs
     levels: (memory level, tile resident there), from the whole problem in DRAM down to registers
+    panel: columns of the second operand of a dot that the register block of a CPU reads together; else 0
     """
 
     name: str
@@ -92,6 +93,7 @@ class RProgram:
     levels: tuple[tuple[str, RTile], ...]
     estimate: Estimate
     extents: Mapping[str, int] = field(default_factory=dict)
+    panel: int = 0
 
     def holds(self, axis: str) -> bool:
         """Whether a program takes the whole of a reduce axis at once instead of looping over it."""

@@ -20,6 +20,7 @@ from operator import mul
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel
 from torchroller.tile import ceil_div, next_pow2
+from torchroller.triton_cpu import blocking
 
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
 _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
@@ -115,15 +116,11 @@ class Tiled:
 
 
 def register_block(t: Tiled) -> tuple[int, int]:
-    """Rows and columns of the CPU micro-kernel for a block: most accumulators, then most rows."""
+    """Rows and columns of the CPU micro-kernel for a block."""
     if t._register_block is None:
         lanes = t.device.lanes(4)
-        best, best_key = (1, lanes), (0, 0)
-        for rows, vectors in t.device.micro_kernels:
-            key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
-            if key > best_key:
-                best, best_key = (rows, vectors * lanes), key
-        t._register_block = min(best[0], t.m), min(best[1], max(lanes, t.n))
+        rows, vectors = blocking.register_block(t.device.micro_kernels, t.m, t.n, lanes)
+        t._register_block = rows, vectors * lanes
     return t._register_block
 
 
