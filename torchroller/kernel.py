@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
+from .interpreted import NUMPY_LIBRARY, interpreted
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ class NativeExecutor:
                 options = {"emit_asm": False}
             built = triton_compile(ast, target=self.target, options=options)
         except Exception as error:
+            told = " because ".join(f"{type(e).__name__}: {e}" for e in _causes(error))
             raise KernelError(
-                f"Triton could not compile kernel {source.name} for {self.target}: {type(error).__name__}: {error}"
+                f"Triton could not compile kernel {source.name} for {self.target}: {told}"
             ) from error
         return CompiledKernel(source, str(self.target), built)
 
@@ -267,10 +269,12 @@ class _interpreted_library:
         import triton
         import triton.experimental.gluon  # noqa: F401  (imported at the first launch; must see compiled functions)
         import triton.language as tl
+        from triton.language.extra import libdevice
         from triton.runtime.interpreter import InterpretedFunction
 
         # The interpreter replaces members of these while device functions run, and does not put all of them back.
-        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype)
+        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype,
+                   libdevice)  # fmt: skip
         self.saved = [(owner, dict(vars(owner))) for owner in patched]
         for module in (tl, tl.standard, tl.core):
             for name, value in list(vars(module).items()):
@@ -278,6 +282,8 @@ class _interpreted_library:
                     if value not in self._functions:
                         self._functions[value] = InterpretedFunction(value.fn)
                     setattr(module, name, self._functions[value])
+        for name, function in NUMPY_LIBRARY.items():
+            setattr(libdevice, name, interpreted(function))
 
     def __exit__(self, *exc: Any) -> None:
         for owner, members in self.saved:
@@ -360,6 +366,14 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: Triton's outer message names only the line of a call."""
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = at.__cause__
 
 
 def _interrupted(error: BaseException | None) -> bool:

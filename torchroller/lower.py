@@ -19,7 +19,7 @@ from .options import Options
 VIEW_PACKETS = frozenset(
     f"aten.{name}" for name in (
         "view", "reshape", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "permute", "t", "transpose",
-        "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten",
+        "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten", "diagonal",
     )
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import fx
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
-from .emit.common import indirect
+from .emit.common import fallible
 from .emit.contraction import is_contraction, packable
 from .errors import GroupError, KernelError
 from .fuse import fuse
@@ -70,7 +70,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
             with _blame(group):
                 choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
                                       measure=options.measure,
-                                      check=checked and indirect(kernel.expr))  # fmt: skip
+                                      check=checked and fallible(kernel.expr))  # fmt: skip
         picks[group] = choices[key]
     owners = {c: group for group, c in picks.items()}
     built: dict[Choice, CompiledKernel] = {}

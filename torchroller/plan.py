@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from .buffers import Life, OutputPool, allocate, assign, tensor_on
-from .emit.common import Pack
+from .emit.common import BY_ZERO, Pack
 from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
@@ -128,17 +128,21 @@ class ExecutionPlan:
     def externs(self) -> tuple[Extern, ...]:
         return tuple(s for s in self.steps if isinstance(s, Extern))
 
-    def index_error(self) -> str:
-        """What to say when an index was out of range: the kernels that check, with their operators."""
+    def failure(self, flag: int) -> Exception:
+        """ATen's exception for what a kernel flagged, with the kernels that check and their operators."""
         where = [
             f"{x.kernel.source.name} (from {', '.join(x.expr.source)})"
             for x in self.launches
             if x.kernel.source.flags
         ]
-        return (
-            "index out of range in one of the kernels "
-            + "; ".join(where)
-            + ". Look for an embedding, index or gather "
+        kernels = f"in one of the kernels {'; '.join(where)}"
+        if flag == BY_ZERO:
+            return RuntimeError(
+                f"ZeroDivisionError: an integer division by zero {kernels}. Look for //, % or fmod of integer "
+                "tensors whose divisor holds a zero; run eagerly to see the line."
+            )
+        return IndexError(
+            f"index out of range {kernels}. Look for an embedding, index or gather "
             "whose index is negative or not below the size of the indexed dimension; run eagerly to see the line."
         )
 
@@ -297,8 +301,8 @@ class _Instance:
                 tensors = [self.flat(name, args, storages, results) for name in step.buffers]
                 plan.executor.launch(step.kernel, tensors)
         if self.flagged is not None and self.flagged[0]:
-            self.flagged[0] = 0
-            raise IndexError(plan.index_error())
+            what, self.flagged[0] = int(self.flagged[0]), 0
+            raise plan.failure(what)
         made = [self.output(o, args, storages, results) for o in plan.outputs]
         args.clear()
         return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..expr import Access, TensorExpr, Value
 from ..graph import compute_type
-from ..ops.pointwise import LIBRARY, TABLE
+from ..ops.pointwise import LIBRARY, TABLE, library_functions
 
 TL = {
     "float64": "tl.float64", "float32": "tl.float32", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
@@ -20,6 +20,11 @@ POINTER = {
     "float64": "*fp64", "float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16",
     "int64": "*i64", "int32": "*i32", "int16": "*i16", "int8": "*i8", "uint8": "*u8", "bool": "*i8",
 }  # fmt: skip
+
+
+# What a kernel stores to `errors`.
+OUT_OF_RANGE, BY_ZERO = 1, 2
+DIVISIONS = ("idiv_by", "imod_by")
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class TritonSource:
     num_warps: int = 4
     num_stages: int = 2
     packs: tuple[Pack, ...] = ()
-    flags: bool = False  # the last parameter is an int32 that is set where an index leaves its tensor
+    flags: bool = False  # the last parameter is an int32 that is set where an index or divisor is not valid
 
     def __str__(self) -> str:
         return self.text
@@ -137,7 +142,7 @@ class Body:
     have: dict[int, str] = field(default_factory=dict)
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
-    check: bool = False  # set a flag where an indirect index leaves its tensor
+    check: bool = False  # set a flag where an indirect index leaves its tensor, or an integer divisor is zero
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -182,7 +187,16 @@ class Body:
                 every = " + ".join(
                     [f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
                 )
-                self.line(f"tl.store(errors + ({every}), 1, mask={bad})")
+                self.line(f"tl.store(errors + ({every}), {OUT_OF_RANGE}, mask={bad})")
+
+    def check_divisor(self, v: Value, depends: Iterable[str]) -> None:
+        """Flags an integer division by zero. `depends` are the axes of the divisor."""
+        y = self.have[v.args[1]]
+        inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        every = " + ".join(
+            [f"({y} * 0).to(tl.int32)", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
+        )
+        self.line(f"tl.store(errors + ({every}), {BY_ZERO}, mask={' & '.join([f'({y} == 0)', *inside])})")
 
     def call(self, v: Value) -> str:
         args = [self.have[a] for a in v.args]
@@ -194,9 +208,8 @@ class Body:
             return convert(args[0], self.expr.values[v.args[0]].dtype, v.dtype)
         entry = TABLE[v.fn or ""]
         text = entry.text.format(*args)
-        for name in LIBRARY:
-            if f"{name}(" in entry.text and f"tl.{name}(" not in entry.text:
-                self.need(name)
+        for name in library_functions(entry.text):
+            self.need(name)
         return text
 
     def need(self, name: str) -> None:
@@ -238,6 +251,8 @@ class Body:
             elif v.kind == "load" and v.access is not None:
                 self.define(n, self.load(n, v.access, depends[n]))
             elif v.kind == "call":
+                if self.check and v.fn in DIVISIONS:
+                    self.check_divisor(v, depends[v.args[1]])
                 self.define(n, self.call(v))
             else:
                 raise AssertionError(f"v{n} = {v} is not computed yet")
@@ -294,7 +309,10 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     names, types = pointers(body.expr)
     if body.check:
         names, types = (*names, "errors"), (*types, "*i32")
-    out = ["import triton", "import triton.language as tl", ""]
+    out = ["import triton", "import triton.language as tl"]
+    if any("libdevice." in line for line in body.lines):
+        out += ["from triton.language.extra import libdevice"]
+    out += [""]
     for fn in sorted(body.library):
         out += ["", LIBRARY[fn][0]]
     out += ["", "@triton.jit", f"def {name}({', '.join(names)}):"]
@@ -304,9 +322,9 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages, packs, body.check)
 
 
-def indirect(expr: TensorExpr) -> bool:
-    """Does the kernel read at positions that are themselves data?"""
-    return any(access.bounded for access in expr.loads)
+def fallible(expr: TensorExpr) -> bool:
+    """Does the kernel read at positions that are themselves data, or divide integers by data?"""
+    return any(access.bounded for access in expr.loads) or any(v.fn in DIVISIONS for v in expr.values)
 
 
 def wide_index(expr: TensorExpr) -> bool:

@@ -21,20 +21,23 @@ def _embedding(cx: Context, weight: Node, indices: Node, *args: Any) -> Node:
 
 @rule("aten.gather")
 def _gather(cx: Context, x: Node, dim: int, index: Node, **kw: Any) -> Node:
-    if not x.shape or not index.shape:
-        raise NotLowered("a gather of 0-d tensors")
+    x, index = _at_least_1d(cx, x), _at_least_1d(cx, index)
     dim %= len(x.shape)
-    return cx.b.gather(x, [index if d == dim else d for d in range(len(x.shape))], cx.shape)
+    picked = cx.b.gather(x, [index if d == dim else d for d in range(len(x.shape))], index.shape)
+    return cx.b.reshape(picked, cx.shape)
+
+
+def _at_least_1d(cx: Context, x: Node) -> Node:
+    return x if x.shape else cx.b.reshape(x, (1,))
 
 
 @rule("aten.index_select")
 def _index_select(cx: Context, x: Node, dim: int, index: Node) -> Node:
-    if not x.shape or not index.shape:
-        raise NotLowered("an index_select of 0-d tensors")
+    x, index, out = _at_least_1d(cx, x), _at_least_1d(cx, index), cx.shape or (1,)
     dim %= len(x.shape)
     shape = [index.shape[0] if d == dim else 1 for d in range(len(x.shape))]
-    rows = cx.b.expand(cx.b.reshape(index, shape), cx.shape)
-    return cx.b.gather(x, [rows if d == dim else d for d in range(len(x.shape))], cx.shape)
+    rows = cx.b.expand(cx.b.reshape(index, shape), out)
+    return cx.b.reshape(cx.b.gather(x, [rows if d == dim else d for d in range(len(x.shape))], out), cx.shape)
 
 
 @rule("aten.index", "aten._unsafe_index")

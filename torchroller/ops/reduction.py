@@ -43,6 +43,27 @@ def mean(cx: Context, x: Node, dims: Sequence[int], keepdim: bool) -> Node:
     return cx.b.call("mul", x.dtype, total, cx.b.const(1 / _count(x, dims), x.dtype))
 
 
+@rule("aten.linalg_vector_norm")
+def _vector_norm(
+    cx: Context, x: Node, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Node:
+    b, wide = cx.b, _wide(cx.dtype)
+    x, over = b.cast(x, wide), _dims(x, dims)
+    if order == 0:
+        present = b.cast(b.call("ne", "bool", x, b.const(0, wide), compute=wide), wide)
+        return b.cast(b.reduce("sum", present, over, wide, keepdim), cx.dtype)
+    size = b.call("abs", wide, x)
+    if math.isinf(order):
+        return b.cast(b.reduce("max" if order > 0 else "min", size, over, wide, keepdim), cx.dtype)
+    if order == 1:
+        return b.cast(b.reduce("sum", size, over, wide, keepdim), cx.dtype)
+    if order == 2:
+        total = b.reduce("sum", b.call("mul", wide, x, x), over, wide, keepdim)
+        return b.cast(b.call("sqrt", wide, total), cx.dtype)
+    total = b.reduce("sum", b.call("pow", wide, size, b.const(order, wide)), over, wide, keepdim)
+    return b.cast(b.call("pow", wide, total, b.const(1 / order, wide)), cx.dtype)
+
+
 @rule("aten.prod")
 def _prod(cx: Context, x: Node, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
     wide = _wide(cx.dtype)

@@ -57,6 +57,27 @@ def _select(cx: Context, x: Node, dim: int, at: int) -> Node:
     return cx.b.select(x, dim, at % x.shape[dim])
 
 
+@rule("aten.diagonal")
+def _diagonal(cx: Context, x: Node, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Node:
+    """Of the two dimensions as one: a walk by its row length plus one."""
+    rank = len(x.shape)
+    dim1, dim2 = dim1 % rank, dim2 % rank
+    rest = [d for d in range(rank) if d not in (dim1, dim2)]
+    rows, columns = x.shape[dim1], x.shape[dim2]
+    flat = cx.b.reshape(cx.b.permute(x, (*rest, dim1, dim2)), (*cx.shape[:-1], rows * columns))
+    first = offset if offset >= 0 else -offset * columns
+    return cx.b.slice(flat, rank - 2, first, cx.shape[-1], columns + 1)
+
+
+@rule("aten.repeat")
+def _repeat(cx: Context, x: Node, repeats: Sequence[int]) -> Node:
+    front = len(repeats) - len(x.shape)
+    shape = (1,) * front + x.shape
+    spread = [s for n, size in zip(repeats, shape) for s in (n, size)]
+    folded = cx.b.reshape(x, [s for size in shape for s in (1, size)])
+    return cx.b.reshape(cx.b.expand(folded, spread), cx.shape)
+
+
 @rule("aten.split", "aten.split_with_sizes")
 def _split(cx: Context, x: Node, sizes: Any, dim: int = 0) -> tuple[Node, ...]:
     dim %= len(x.shape)
