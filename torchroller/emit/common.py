@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..expr import Access, TensorExpr, Value
+from ..expr import Access, Affine, TensorExpr, Value
 from ..graph import compute_type
 from ..ops.pointwise import LIBRARY, TABLE
 
@@ -40,7 +40,8 @@ class Tiling:
 class Pack:
     """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
 
-    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
+    where k counts several axes, `k_shape` and `k_strides` are theirs.
     Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
     """
 
@@ -52,6 +53,8 @@ class Pack:
     n_strides: tuple[int, ...]
     offset: int
     block: int
+    k_shape: tuple[int, ...] = ()
+    k_strides: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> int:
@@ -147,23 +150,34 @@ class Body:
                 parts.append(_times(self.have[ix.indirect], stride))
             for a, c in ix.terms:
                 parts.append(_times(self.position[a], c * stride))
-        if access.offset or not parts:
-            parts.append(str(access.offset))
+        start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
+        if start or not parts:
+            parts.append(str(start))
         return " + ".join(parts)
 
     def mask(self, access: Access, depends: Iterable[str]) -> str | None:
-        terms = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        terms = list(dict.fromkeys(self.masks[a] for a in sorted(depends) if a in self.masks))
         for ix, size in zip(access.index, access.shape):
             if ix.indirect is not None:
                 v = self.have[ix.indirect]
                 terms += [f"({v} >= 0)", f"({v} < {size})"]
+            elif access.bounded:
+                terms += self.inside(ix, size)
         return " & ".join(terms) if terms else None
+
+    def inside(self, ix: Affine, size: int) -> list[str]:
+        """Tests that an affine index lies in [0, size), where it may not."""
+        extent = {a.name: a.extent for a in self.expr.axes}
+        low = ix.offset + sum(min(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        high = ix.offset + sum(max(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        text = " + ".join([*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])])
+        return [f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed]
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
         if self.check:
             self.check_indices(access, depends)
         mask = self.mask(access, depends)
-        tail = f", mask={mask}, other=0" if mask else ""
+        tail = f", mask={mask}, other={number_text(access.fill, access.dtype)}" if mask else ""
         text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
         if access.dtype == "bool":
             text = f"({text} != 0)"
@@ -304,7 +318,7 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
 
 def indirect(expr: TensorExpr) -> bool:
     """Does the kernel read at positions that are themselves data?"""
-    return any(access.bounded for access in expr.loads)
+    return any(access.gathers for access in expr.loads)
 
 
 def wide_index(expr: TensorExpr) -> bool:
