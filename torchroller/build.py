@@ -6,12 +6,13 @@ accesses walk as one are merged, so a contiguous pointwise kernel has one axis w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
 from .graph import Node, base_of, compute_type
-from .groups import Fused, Group, strided_view
+from .groups import Fused, Group, padding_below, strided_view
 from .views import Index, Ix, backward
 
 FIXED = frozenset(("k", "n", "d"))  # contracted axes of dots: the emitters want each as one axis
@@ -35,6 +36,9 @@ class _Raw:
     dtype: str
     at: Ix
     indirect: tuple[tuple[int, int, int], ...] = ()  # (value number, stride, size of the dimension)
+    bounds: tuple[tuple[Ix, int, int], ...] = ()  # of a padded tensor: (index, stride, size) per dimension
+    offset: int = 0  # of a padded tensor: where its element 0, 0 .. lies
+    fill: float | int = 0  # what lies outside it
 
 
 @dataclass
@@ -58,6 +62,8 @@ class _Maker:
     def value(self, node: Node, index: Index) -> int:
         """Number of the value of `node` at `index`."""
         base = base_of(node)
+        if (pad := padding_below(node)) is not None:
+            return self.padded(node, pad, index)
         if node is not base and base not in self.group.index and self.stored(base):
             storage = self.fused.storage[base]
             found = strided_view(node, storage.strides, storage.offset)
@@ -70,6 +76,18 @@ class _Maker:
         if key not in self.memo:
             self.memo[key] = self.define(node, index)
         return self.memo[key]
+
+    def padded(self, node: Node, pad: Node, index: Index) -> int:
+        """A load from a tensor with a border: positions outside give the fill."""
+        while node is not pad.args[0]:
+            index = backward(node.view, node.args[0].shape, node.shape, index, self.group.extents)
+            node = node.args[0]
+        storage = self.fused.storage[base_of(node)]
+        found = strided_view(node, storage.strides, storage.offset)
+        assert found is not None
+        bounds = tuple(zip(index, found[0], node.shape))
+        return self.load(_Raw(storage.buffer, node.dtype, linear(index, *found), (), bounds, found[1],
+                              pad.view[2]))  # fmt: skip
 
     def define(self, node: Node, index: Index) -> int:
         if node not in self.group.index and self.stored(node):
@@ -100,6 +118,9 @@ class _Maker:
             left, right = self.group.operands[node]
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
                                    over=("k",)))  # fmt: skip
+        if node.kind == "conv":
+            left, right = self.group.operands[node]
+            return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right))))
         if node.kind == "attention":
             return self.attention(node)[0]
         if node.kind == "lse":
@@ -154,7 +175,7 @@ class _Maker:
         return self.emit(Value("call", dtype, (number,), fn="cast"))
 
     def load(self, raw: _Raw) -> int:
-        key = ("load", raw.buffer, raw.at, raw.indirect)
+        key = ("load", raw.buffer, raw.at, raw.indirect, raw.bounds, raw.fill)
         if key in self.shared:
             return self.shared[key]
         number = self.emit(Value("load", raw.dtype), key)
@@ -232,7 +253,8 @@ class _Finish:
 
     def merge(self) -> None:
         """Joins two axes into one wherever every access walks them as one."""
-        items: list[Any] = [*self.lines, *self.maker.iotas.values()]
+        bounds = [ix for raw in self.maker.raw.values() for ix, _, _ in raw.bounds]
+        items: list[Any] = [*self.lines, *self.maker.iotas.values(), *bounds]
         tables = [self.strides(i) for i in items]
         reduced = set(self.group.reduced)
         changed = True
@@ -269,8 +291,15 @@ class _Finish:
     def finish(self, names: dict[str, str]) -> Kernel:
         buffers: dict[str, str] = {}
 
-        def access(raw: _Raw, table: dict[str, int]) -> Access:
+        def access(raw: _Raw, table: dict[str, int], inside: Sequence[dict[str, int]] = ()) -> Access:
             tensor = buffers.setdefault(raw.buffer, f"t{len(buffers)}")
+            if raw.bounds:
+                index = tuple(
+                    Affine(tuple((names[a], t[a]) for a in self.order if t.get(a, 0)), ix.offset)
+                    for t, (ix, _, _) in zip(inside, raw.bounds)
+                )
+                sizes, steps = tuple(n for _, _, n in raw.bounds), tuple(st for _, st, _ in raw.bounds)
+                return Access(tensor, raw.dtype, sizes, steps, index, raw.offset, bounded=True, fill=raw.fill)
             dims = [
                 (self.extents[a], table[a], Affine(((names[a], 1),))) for a in self.order if table.get(a, 0)
             ]
@@ -281,16 +310,17 @@ class _Finish:
         values: list[Value] = []
         tables = dict(zip(self.maker.raw, self.tables))
         after = len(self.maker.raw)
-        iota_tables = dict(zip(self.maker.iotas, self.tables[after + len(self.stores) :]))
+        after_stores = after + len(self.stores)
+        iota_tables = dict(zip(self.maker.iotas, self.tables[after_stores:]))
+        bound_tables = iter(self.tables[after_stores + len(self.maker.iotas) :])
+        inside = {n: [next(bound_tables) for _ in raw.bounds] for n, raw in self.maker.raw.items()}
         number: dict[int, int] = {}
         for n, v in enumerate(self.maker.values):
             args = tuple(number[a] for a in v.args)
             if n in self.maker.raw:
                 raw = self.maker.raw[n]
-                moved = _Raw(
-                    raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect)
-                )
-                values.append(Value("load", v.dtype, access=access(moved, tables[n])))
+                moved = replace(raw, indirect=tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+                values.append(Value("load", v.dtype, access=access(moved, tables[n], inside[n])))
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
             elif v.kind in ("reduce", "dot"):
@@ -310,7 +340,7 @@ class _Finish:
         source = tuple(dict.fromkeys(n.origin for n in self.group.index if n.origin))
         expr = TensorExpr(self.name, axes, tuple(values), writes, source)
         outs = tuple(dict.fromkeys(w.access.tensor for w in writes))
-        return Kernel(expr, tuple(buffers), outs, any(v.access and v.access.bounded for v in values))
+        return Kernel(expr, tuple(buffers), outs, any(v.access and v.access.gathers for v in values))
 
     def spell_iota(
         self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]

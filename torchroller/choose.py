@@ -15,10 +15,12 @@ from .device import DeviceSpec
 from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
+from .emit.convolution import emit_convolution, is_convolution
 from .emit.loops import emit_loops
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
+from .implicit import TILED, WEIGHT, as_product
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
 from .search import Construction, construct
 from .tile import RProgram
@@ -74,7 +76,12 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
     """The search's result, once per expression and device; None for attention, whose tiles are given."""
-    return None if is_attention(expr) else construct(expr, spec, top_k=topk)
+    if is_attention(expr):
+        return None
+    if is_convolution(expr):
+        product = as_product(expr)
+        return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,))
+    return construct(expr, spec, top_k=topk)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
@@ -92,6 +99,8 @@ def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = Fal
     """Triton text of an expression under a tiling."""
     if is_attention(expr):
         return emit_attention(expr, tiling, expr.name, check)
+    if is_convolution(expr):
+        return emit_convolution(expr, tiling, expr.name, pack, check)
     if is_contraction(expr):
         return emit_contraction(expr, tiling, expr.name, pack, check)
     return emit_loops(expr, tiling, expr.name, check)

@@ -92,6 +92,11 @@ class Access:
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
 
+    @property
+    def gathers(self) -> bool:
+        """Is some position itself data?"""
+        return any(a.indirect is not None for a in self.index)
+
     def extent(self, tile: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of the data tile that a tile of the iteration space touches, clipped to the tensor."""
         return tuple(min(d, a.extent(tile)) if a.indirect is None else min(d, math.prod(tile.values()))

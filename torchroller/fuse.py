@@ -16,8 +16,8 @@ import torch
 
 from .fuse_dots import Contractions
 from .fuse_reductions import Reductions
-from .graph import Node, base_of, contiguous_strides
-from .groups import Fused, Group, Storage, dense, same_layout
+from .graph import SETTLED, Node, base_of
+from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view
 from .joining import MAX_TENSORS, pointwise_operands
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
@@ -123,6 +123,8 @@ class _Fuser(Reductions, Contractions):
 
     # ---- one item ----
     def process(self, item: Any) -> None:
+        if isinstance(item, Node):
+            self.settle_padded(item)
         if isinstance(item, ExternCall):
             self.extern(item)
         elif item.kind in ("input", "view", "extern"):
@@ -142,12 +144,28 @@ class _Fuser(Reductions, Contractions):
             self.reduce(item)
         elif item.kind == "dot":
             self.dot(item)
+        elif item.kind == "conv":
+            self.conv(item)
         elif item.kind == "attention":
             self.attention(item)
         elif item.kind == "lse":
             group = self.home[item.args[0]]
             group.index[item] = group.index[item.args[0]][:-1]
             self.home[item] = group
+
+    def settle_padded(self, item: Node) -> None:
+        """What is read with a border around it is read from memory, by strides."""
+        self.layout(item)  # operands are known by now: the recursion stays shallow
+        if item.kind == "view":
+            return
+        for operand in self.operands(item):
+            pad = padding_below(operand) if isinstance(operand, Node) else None
+            if pad is None:
+                continue
+            base = base_of(pad)
+            self.store(base)
+            if strided_view(pad.args[0], *self.guess(base)) is None:
+                object.__setattr__(pad, "args", (self.stored_copy(pad.args[0]),))
 
     def extern(self, call: ExternCall) -> None:
         deps: set[Any] = set()
@@ -171,7 +189,7 @@ class _Fuser(Reductions, Contractions):
 
     def cat(self, node: Node) -> None:
         """Each part is written by its own producer into its slice of the joined buffer."""
-        strides = contiguous_strides(node.shape)
+        strides = self.layout(node)
         self.place(node, strides)
         dim, at = node.dims[0], 0
         deps: set[Any] = set()
@@ -186,6 +204,8 @@ class _Fuser(Reductions, Contractions):
         self.cat_deps[node] = deps
 
     def pointwise(self, node: Node) -> None:
+        if node.number == SETTLED:
+            self.forced.add(node)
         if node.kind == "gather":
             node = self.prepare_gather(node)
         if self.try_inline(node):
@@ -216,7 +236,7 @@ class _Fuser(Reductions, Contractions):
             if base in self.inline:
                 cost += self.inline[base][0]
                 tensors |= self.inline[base][1]
-            elif base.kind in ("input", "extern", "cat"):
+            elif base.kind in ("input", "extern", "cat") or self.settled(operand, base):
                 tensors.add(base)
             else:
                 return False
@@ -230,6 +250,10 @@ class _Fuser(Reductions, Contractions):
             del self.inline[node]
             return False
         return True
+
+    def settled(self, operand: Node, base: Node) -> bool:
+        """Is an operand read from memory anyway, as the readers of a window and small factors do?"""
+        return base.number == SETTLED or padding_below(operand) is not None
 
     def candidates(self, node: Node) -> list[Group]:
         if not self.enabled:

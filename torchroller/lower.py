@@ -12,7 +12,7 @@ from torch import fx
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, Builder, Node
-from .ops import attention, contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
+from .ops import attention, contraction, conv, elementwise, indexing, pool, reduction, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
 from .options import Options
 

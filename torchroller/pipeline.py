@@ -17,7 +17,8 @@ from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
 from .emit.common import fallible
-from .emit.contraction import is_contraction, packable
+from .emit.contraction import is_contraction
+from .emit.convolution import packable
 from .errors import GroupError, KernelError
 from .fuse import fuse
 from .graph import Node, base_of
@@ -96,6 +97,8 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 layout.n_strides,
                 layout.k,
                 layout.k_stride,
+                layout.k_shape,
+                layout.k_strides,
                 layout.offset,
                 layout.block,
                 layout.group,

@@ -67,10 +67,15 @@ def _sample(source: torch.Tensor) -> np.ndarray | None:
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
     """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
     *outer, last = layout.n_shape
-    strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
+    k_shape, k_strides = layout.k_shape or (layout.k,), layout.k_strides or (layout.k_stride,)
+    strides = (*layout.n_strides[:-1], *k_strides, layout.n_strides[-1])
     with torch.no_grad():
         start = source.storage_offset() + layout.offset
-        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, start)
+        shape = (*outer, *k_shape, last)
+        back = [d for d, st in enumerate(strides) if st < 0]  # axes that walk memory backwards
+        start += sum(strides[d] * (shape[d] - 1) for d in back)
+        rows = torch.as_strided(source.detach(), shape, [abs(st) for st in strides], start)
+        rows = rows.flip(back) if back else rows
         rows = rows.reshape(math.prod(outer), layout.k, last)
         full, rest = divmod(last, layout.block)
         if full == layout.tiles:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..expr import Access, TensorExpr, Value
+from ..expr import Access, Affine, TensorExpr, Value
 from ..graph import compute_type
 from ..ops.pointwise import LIBRARY, TABLE, library_functions
 
@@ -46,7 +46,8 @@ class Tiling:
 class Pack:
     """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros to a multiple of `group` tiles.
 
-    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
+    where k counts several axes, `k_shape` and `k_strides` are theirs.
     Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
     """
 
@@ -59,6 +60,8 @@ class Pack:
     offset: int
     block: int
     group: int = 1
+    k_shape: tuple[int, ...] = ()
+    k_strides: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> int:
@@ -154,23 +157,34 @@ class Body:
                 parts.append(_times(self.have[ix.indirect], stride))
             for a, c in ix.terms:
                 parts.append(_times(self.position[a], c * stride))
-        if access.offset or not parts:
-            parts.append(str(access.offset))
+        start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
+        if start or not parts:
+            parts.append(str(start))
         return " + ".join(parts)
 
     def mask(self, access: Access, depends: Iterable[str]) -> str | None:
-        terms = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        terms = list(dict.fromkeys(self.masks[a] for a in sorted(depends) if a in self.masks))
         for ix, size in zip(access.index, access.shape):
             if ix.indirect is not None:
                 v = self.have[ix.indirect]
                 terms += [f"({v} >= 0)", f"({v} < {size})"]
+            elif access.bounded:
+                terms += self.inside(ix, size)
         return " & ".join(terms) if terms else None
+
+    def inside(self, ix: Affine, size: int) -> list[str]:
+        """Tests that an affine index lies in [0, size), where it may not."""
+        extent = {a.name: a.extent for a in self.expr.axes}
+        low = ix.offset + sum(min(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        high = ix.offset + sum(max(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        text = " + ".join([*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])])
+        return [f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed]
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
         if self.check:
             self.check_indices(access, depends)
         mask = self.mask(access, depends)
-        tail = f", mask={mask}, other=0" if mask else ""
+        tail = f", mask={mask}, other={number_text(access.fill, access.dtype)}" if mask else ""
         text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
         if access.dtype == "bool":
             text = f"({text} != 0)"
@@ -324,7 +338,7 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
 
 def fallible(expr: TensorExpr) -> bool:
     """Does the kernel read at positions that are themselves data, or divide integers by data?"""
-    return any(access.bounded for access in expr.loads) or any(v.fn in DIVISIONS for v in expr.values)
+    return any(access.gathers for access in expr.loads) or any(v.fn in DIVISIONS for v in expr.values)
 
 
 def wide_index(expr: TensorExpr) -> bool:
