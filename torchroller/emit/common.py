@@ -303,8 +303,8 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
 
 
 def indirect(expr: TensorExpr) -> bool:
-    """Does the kernel read at positions that are themselves data?"""
-    return any(access.bounded for access in expr.loads)
+    """Does the kernel read or write at positions that are themselves data?"""
+    return any(access.bounded for access in (*expr.loads, *(w.access for w in expr.writes)))
 
 
 def wide_index(expr: TensorExpr) -> bool:
