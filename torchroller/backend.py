@@ -40,6 +40,7 @@ def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = 
         bw_compiler=functools.partial(compile_aot_graph, options=parsed, inference=False),
         inference_compiler=functools.partial(compile_aot_graph, options=parsed, inference=True),
         decompositions=decompositions(),
+        keep_inference_input_mutations=True,
     )(gm, example_inputs)
 
 

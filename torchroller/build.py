@@ -133,7 +133,7 @@ class _Maker:
         if key in self.memo:
             return self.memo[key], self.memo["lse", node]
         places = self.group.operands[node]
-        scale, causal = node.number
+        scale, causal, safe = node.number
         q, k, v = (self.value(x, at) for x, at in zip(node.args[:3], places))
         emit, f32 = self.emit, "float32"
         score = emit(Value("dot", f32, (q, k), over=("d",)))
@@ -151,10 +151,34 @@ class _Maker:
         p = emit(Value("call", f32, (emit(Value("call", f32, (score, top), fn="sub")),), fn="exp"))
         total = emit(Value("reduce", f32, (p,), fn="sum", over=("n",)))
         mixed = emit(Value("dot", f32, (p, v), over=("n",)))
+        if safe:
+            none = emit(Value("call", "bool", (total, emit(Value("const", f32, number=0.0))), fn="eq"))
+            total = emit(Value("call", f32, (none, emit(Value("const", f32, number=1.0)), total), fn="where"))
         self.memo[key] = emit(Value("call", node.dtype, (mixed, total), fn="div"))
         log = emit(Value("call", f32, (total,), fn="log"))
         self.memo["lse", node] = emit(Value("call", f32, (top, log), fn="add"))
         return self.memo[key], self.memo["lse", node]
+
+    def scatter(self, node: Node) -> list[tuple[int, _Raw, str | None]]:
+        """The writes of a scatter: its base, where that is not the same memory, and the updates."""
+        base, source = node.args
+        to_base, from_source = self.group.operands[node]
+        storage = self.fused.storage[node]
+        writes: list[tuple[int, _Raw, str | None]] = []
+        same = base.kind == "input" and self.fused.storage[base].buffer == storage.buffer
+        if not same:
+            at = linear(to_base, storage.strides, storage.offset)
+            number = self.cast(self.value(base, to_base), node.compute)
+            writes.append((number, _Raw(storage.buffer, node.dtype, at), None))
+        at, indirect = Ix((), storage.offset), []
+        for d, i in enumerate(node.index):
+            if isinstance(i, Node):
+                indirect.append((self.value(i, from_source), storage.strides[d], node.shape[d]))
+            else:
+                at = at.plus(from_source[i].scaled(storage.strides[d]))
+        number = self.cast(self.value(source, from_source), node.compute)
+        writes.append((number, _Raw(storage.buffer, node.dtype, at, tuple(indirect)), node.fn))
+        return writes
 
     def stored(self, node: Node) -> bool:
         return node in self.fused.writers or node.kind in ("input", "extern", "cat")
@@ -205,6 +229,11 @@ class _Maker:
         return self.load(_Raw(storage.buffer, source.dtype, at, tuple(indirect)))
 
 
+def _renumbered(raw: _Raw, number: dict[int, int]) -> _Raw:
+    """`raw` with the final numbers of the values that it is indexed by."""
+    return _Raw(raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+
+
 def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
     """Offset in elements of `index`."""
     at = Ix((), offset)
@@ -216,15 +245,17 @@ def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
 def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Kernel:
     """The tensor expression of a group; `needed` are its members that must be written."""
     maker = _Maker(group, fused)
-    stores: list[tuple[int, _Raw]] = []
+    stores: list[tuple[int, _Raw, str | None]] = []
     for node, index in group.index.items():
         if node not in needed:
             continue
+        if node.kind == "scatter":
+            stores += maker.scatter(node)
+            continue
         number = maker.value(node, index)
         storage = fused.storage[node]
-        stores.append(
-            (number, _Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset)))
-        )
+        at = linear(index, storage.strides, storage.offset)
+        stores.append((number, _Raw(storage.buffer, node.dtype, at), None))
     return _Finish(group, maker, stores, name).run()
 
 
@@ -232,14 +263,17 @@ def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Ker
 class _Finish:
     group: Group
     maker: _Maker
-    stores: list[tuple[int, _Raw]]
+    stores: list[tuple[int, _Raw, str | None]]
     name: str
 
     def run(self) -> Kernel:
         self.extents = dict(self.group.extents)
-        raws = [*self.maker.raw.values(), *(r for _, r in self.stores)]
+        raws = [*self.maker.raw.values(), *(r for _, r, _ in self.stores)]
         self.lines: list[Any] = [*raws]
         self.drop_unused_reductions()
+        self.walks = {a: a[0] if self.group.kind == "scatter" else "" for a in self.extents}
+        if self.group.kind == "scatter" and len(self.stores) == 1:  # in place: nothing walks the base
+            self.extents = {a: e for a, e in self.extents.items() if not a.startswith("t")}
         self.merge()
         names = self.rename()
         return self.finish(names)
@@ -262,7 +296,7 @@ class _Finish:
             changed = False
             for a in list(self.extents):
                 for b in list(self.extents):
-                    if a == b or (a in reduced) != (b in reduced) or {a, b} & FIXED:
+                    if a == b or (a in reduced) != (b in reduced) or {a, b} & FIXED or self.walks[a] != self.walks[b]:
                         continue
                     if all(t.get(a, 0) == t.get(b, 0) * self.extents[b] for t in tables):
                         self.extents[b] *= self.extents.pop(a)
@@ -318,8 +352,7 @@ class _Finish:
         for n, v in enumerate(self.maker.values):
             args = tuple(number[a] for a in v.args)
             if n in self.maker.raw:
-                raw = self.maker.raw[n]
-                moved = replace(raw, indirect=tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+                moved = _renumbered(self.maker.raw[n], number)
                 values.append(Value("load", v.dtype, access=access(moved, tables[n], inside[n])))
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
@@ -331,7 +364,8 @@ class _Finish:
                 values.append(Value(v.kind, v.dtype, args, number=v.number, fn=v.fn))
             number[n] = len(values) - 1
         writes = tuple(
-            Write(access(raw, self.tables[after + i]), number[n]) for i, (n, raw) in enumerate(self.stores)
+            Write(access(_renumbered(raw, number), self.tables[after + i]), number[n], combine)
+            for i, (n, raw, combine) in enumerate(self.stores)
         )
         reduced = set(self.group.reduced)
         axes = tuple(
@@ -340,7 +374,7 @@ class _Finish:
         source = tuple(dict.fromkeys(n.origin for n in self.group.index if n.origin))
         expr = TensorExpr(self.name, axes, tuple(values), writes, source)
         outs = tuple(dict.fromkeys(w.access.tensor for w in writes))
-        return Kernel(expr, tuple(buffers), outs, any(v.access and v.access.gathers for v in values))
+        return Kernel(expr, tuple(buffers), outs, any(a.gathers for a in (*expr.loads, *(w.access for w in writes))))
 
     def spell_iota(
         self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]

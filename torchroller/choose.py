@@ -17,6 +17,7 @@ from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
 from .emit.convolution import emit_convolution, is_convolution
 from .emit.loops import emit_loops
+from .emit.scatter import emit_scatter, is_scatter, scatter_tiling
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
@@ -53,7 +54,7 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
         return Choice(entry.source, key, entry.chosen, entry.measured_s, restored is not None, search)
     construction = search()
     if construction is None:
-        return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack, check), key, search=search)
+        return Choice(emit(plain, given_tiling(plain, spec.is_cpu), pack, check), key, search=search)
     if measure and len(construction.ranked) > 1:
         sources = [emit(plain, tiling_of(p, spec), pack, check) for p in construction.ranked]
         times = timings(plain, sources, executor)
@@ -75,13 +76,18 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
-    """The search's result, once per expression and device; None for attention, whose tiles are given."""
-    if is_attention(expr):
+    """The search's result, once per expression and device; None for kernels whose tiles are given."""
+    if is_attention(expr) or is_scatter(expr):
         return None
     if is_convolution(expr):
         product = as_product(expr)
         return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,))
     return construct(expr, spec, top_k=topk)
+
+
+def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
+    """Tiles of the kernels that are not searched."""
+    return scatter_tiling(expr, cpu) if is_scatter(expr) else attention_tiling(expr, cpu)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
@@ -97,6 +103,8 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
 
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:
     """Triton text of an expression under a tiling."""
+    if is_scatter(expr):
+        return emit_scatter(expr, tiling, expr.name, check)
     if is_attention(expr):
         return emit_attention(expr, tiling, expr.name, check)
     if is_convolution(expr):

@@ -139,7 +139,8 @@ class Value:
 
 @dataclass(frozen=True)
 class Write:
-    """`access = values[value]`; `atomic` names the combining operation of a scatter (add, max, min)."""
+    """`access = values[value]`; `atomic` names how a scatter combines (set, add, prod, max, min), in order of the axes
+    that the access does not name."""
 
     access: Access
     value: int

@@ -16,6 +16,7 @@ import torch
 
 from .fuse_dots import Contractions
 from .fuse_reductions import Reductions
+from .fuse_scatter import Scatters
 from .graph import SETTLED, Node, base_of
 from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view
 from .joining import MAX_TENSORS, pointwise_operands
@@ -31,11 +32,12 @@ def fuse(lowered: Lowered, enabled: bool = True) -> Fused:
     return _Fuser(lowered, enabled).run()
 
 
-class _Fuser(Reductions, Contractions):
+class _Fuser(Reductions, Contractions, Scatters):
     # ---- driver ----
     def run(self) -> Fused:
         for name, node in self.inputs():
             self.storage[node] = Storage(name, node.strides, node.offset)
+        self.in_place = dict(self.lowered.in_place)
         for call in self.lowered.externs:
             for r in call.results:
                 if r is not None:
@@ -46,6 +48,7 @@ class _Fuser(Reductions, Contractions):
             self.process(item)
         for node in [base_of(o) for o in outputs if isinstance(o, Node)]:
             self.store(node)
+        self.mutate()
         return Fused(tuple(self.schedule()), self.storage, self.buffers, dict(self.home), tuple(outputs))
 
     def inputs(self) -> Iterator[tuple[str, Node]]:
@@ -106,7 +109,7 @@ class _Fuser(Reductions, Contractions):
         for call in self.lowered.externs:
             if _has_effects(call):
                 visit(call)
-        for o in outputs:
+        for o in (*outputs, *(value for _, value in self.lowered.mutations)):
             if isinstance(o, Node):
                 self.users[o] = self.users.get(o, 0) + 1
                 visit(o)
@@ -146,6 +149,8 @@ class _Fuser(Reductions, Contractions):
             self.dot(item)
         elif item.kind == "conv":
             self.conv(item)
+        elif item.kind == "scatter":
+            self.scatter(item)
         elif item.kind == "attention":
             self.attention(item)
         elif item.kind == "lse":
@@ -189,11 +194,17 @@ class _Fuser(Reductions, Contractions):
 
     def cat(self, node: Node) -> None:
         """Each part is written by its own producer into its slice of the joined buffer."""
-        strides = self.layout(node)
-        self.place(node, strides)
-        dim, at = node.dims[0], 0
-        deps: set[Any] = set()
+        where = self.in_place.get(node)
+        strides = self.layout(node) if where is None else where.strides
+        dim, at, deps = node.dims[0], 0, set[Any]()
+        if where is None:
+            self.place(node, strides)
+        else:
+            self.place(node, strides, self.storage[where].buffer)
         for part in node.args:
+            if where is not None and base_of(part) is where:  # it is there already
+                at += part.shape[dim]
+                continue
             copy = self.b.copy(part)
             self.forced.add(copy)
             self.place(copy, strides, self.storage[node].buffer, at * strides[dim])

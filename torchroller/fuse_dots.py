@@ -102,6 +102,31 @@ class Contractions(Joining):
         group.operands[node] = (ia, ib)
         return True
 
+    def enter_attention(self, group: Group, node: Node, index: Index) -> bool:
+        rank = len(node.shape)
+        for _ in range(32):
+            *batch, m, e = index
+            n, d = axis("n"), axis("d")
+            places = [(*batch, m, d), (*batch, n, d), (*batch, n, e), (*batch, m, n)][: len(node.args)]
+            reads: set[Node] = set()
+            try:
+                for value, at in zip(node.args, places):
+                    self.readable(group, value, at, reads)
+                break
+            except NeedSplit as cut:
+                if cut.axis in ("n", "d", f"i{rank - 1}", f"i{rank - 2}"):
+                    return False
+                group.cut(cut.axis, cut.inner)
+                index = substitute(index, cut.axis, f"{cut.axis}h", f"{cut.axis}l", cut.inner)
+            except NotAffine:
+                return False
+        else:
+            return False
+        if not self.admit(group, node, index, reads):
+            return False
+        group.operands[node] = tuple(places)
+        return True
+
     def attention(self, node: Node) -> None:
         """A kernel of its own: the scores never reach memory. The mask may be computed in place."""
         args = [self.dot_operand(x) for x in node.args[:3]] + list(node.args[3:])
@@ -110,18 +135,7 @@ class Contractions(Joining):
             group, index = self.new_group("attention", node.shape)
             group.extents |= {"n": args[1].shape[-2], "d": args[0].shape[-1]}
             group.reduced = ("n", "d")
-            *batch, m, e = index
-            n, d = axis("n"), axis("d")
-            places = [(*batch, m, d), (*batch, n, d), (*batch, n, e), (*batch, m, n)][: len(args)]
-            reads: set[Node] = set()
-            try:
-                for value, at in zip(args, places):
-                    self.readable(group, value, at, reads)
-                admitted = self.admit(group, node, index, reads)
-            except (NotAffine, NeedSplit):
-                admitted = False
-            if admitted:
-                group.operands[node] = tuple(places)
+            if self.enter_attention(group, node, index):
                 return
             self.groups.pop()
             if attempt == 0:

@@ -29,6 +29,8 @@ NodeKind = Literal[
     "dot",
     "conv",
     "gather",
+    "scatter",
+    "scan",
     "cat",
     "attention",
     "lse",
@@ -60,8 +62,13 @@ class Node:
                (stride, dilation) per spatial dimension; x is padded by a view
     gather:    args[0] indexed per dimension by `index`: an int names a dimension of this node, a Node holds
                the position (its shape is this node's)
+    scatter:   args = (base, source); element s of source is written at `index` of a copy of base: an int names a
+               dimension of source, a Node (of its shape) holds the position. fn (set, add, prod, max, min) says
+               how; updates that may meet are done in order
+    scan:      running `fn` (add, mul) of args[0] along dimension dims[0], in the order of memory
     cat:       args joined along dimension dims[0]
-    attention: args = (q[b, h, m, d], k[b, h, n, d], v[b, h, n, e], mask?) -> [b, h, m, e]; number = (scale, causal)
+    attention: args = (q[b, h, m, d], k[b, h, n, d], v[b, h, n, e], mask?) -> [b, h, m, e];
+               number = (scale, causal, safe): safe gives zeros to a query that sees no key, else it gets NaN
     lse:       log of the row sums of exponentials of the attention args[0], [b, h, m]
     extern:    result `number` of the ATen call `call`
     """
@@ -246,15 +253,22 @@ class Builder:
                          number=(tuple(stride), tuple(dilation)))  # fmt: skip
 
     def attention(
-        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool
+        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool, safe: bool = True
     ) -> tuple[Node, Node]:
         args = (q, k, v) if mask is None else (q, k, v, mask)
-        out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal),
+        out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal, safe),
                         fn="attention", compute="float32")  # fmt: skip
         return out, self._add("lse", q.shape[:-1], "float32", args=(out,), fn="lse", compute="float32")
 
     def gather(self, source: Node, index: Sequence[Any], shape: Sequence[int]) -> Node:
         return self._add("gather", shape, source.dtype, args=(source,), index=tuple(index), fn="gather")
+
+    def scatter(self, base: Node, source: Node, index: Sequence[Any], fn: str) -> Node:
+        return self._add("scatter", base.shape, base.dtype, args=(base, source), index=tuple(index), fn=fn,
+                         compute=compute_type(base.dtype))  # fmt: skip
+
+    def scan(self, fn: str, value: Node, dim: int, dtype: str) -> Node:
+        return self._add("scan", value.shape, dtype, args=(value,), fn=fn, dims=(dim,), compute=compute_type(dtype))
 
     def cat(self, parts: Sequence[Node], dim: int) -> Node:
         shape = list(parts[0].shape)

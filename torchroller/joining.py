@@ -44,6 +44,7 @@ class Joining:
         self.cat_deps: dict[Node, set[Any]] = {}
         self.layouts: dict[Node, tuple[int, ...]] = {}
         self.after: Any = None
+        self.in_place: dict[Node, Node] = {}  # values that are written over the graph input that they come from
 
     def pointwise(self, node: Node) -> None:
         """Finds a home for a pointwise value."""

@@ -11,9 +11,10 @@ import torch
 from torch import fx
 
 from .errors import NotLowered, RollerError, StrictError
-from .graph import DTYPE_NAMES, Builder, Node
-from .ops import attention, contraction, conv, elementwise, indexing, pool, reduction, views  # noqa: F401  (they register their rules)
+from .graph import DTYPE_NAMES, FLOATS, Builder, Node
+from .ops import attention, contraction, conv, elementwise, indexing, pool, reduction, scatter, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
+from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
 
 VIEW_PACKETS = frozenset(
@@ -71,6 +72,8 @@ class Lowered:
     lowered_nodes: int
     total_nodes: int
     device: torch.device
+    mutations: tuple[tuple[Node, Node], ...] = ()  # graph inputs and what is written over each, at the end
+    in_place: dict[Node, Node] = field(default_factory=dict)  # values that may share memory with the input they update
 
     def __str__(self) -> str:
         lines = [
@@ -105,6 +108,10 @@ class _Reader:
         self.inputs: list[Node | None] = []
         self.done = self.total = 0
         self.device = _device_of(gm)
+        self.mutations: list[tuple[Node, Node]] = []
+        self.in_place: dict[Node, Node] = {}
+        self.updates = _updates(gm)
+        self.weighted = weighted_sums(gm) if options.fuse else {}
 
     def run(self) -> Lowered:
         outputs: tuple[Output, ...] = ()
@@ -121,7 +128,7 @@ class _Reader:
             else:
                 raise NotLowered(f"an FX node of kind {node.op}")
         return Lowered(self.b, tuple(self.inputs), self.constants, tuple(self.externs), outputs, self.done,
-                       self.total, self.device)  # fmt: skip
+                       self.total, self.device, tuple(self.mutations), self.in_place)  # fmt: skip
 
     def placeholder(self, node: fx.Node) -> Any:
         meta = node.meta.get("val")
@@ -154,6 +161,8 @@ class _Reader:
         args = fx.node.map_arg(node.args, lambda n: self.env[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         meta = node.meta.get("val")
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":  # type: ignore[union-attr]
+            return self.mutation(node, args)
         if not isinstance(node.target, torch._ops.OpOverload):
             target: Any = node.target
             return target(*args, **kwargs)  # arithmetic on sizes
@@ -161,6 +170,9 @@ class _Reader:
         try:
             value = self.by_rule(node, meta, args, kwargs)
             self.done += 1
+            target = self.env[self.updates[node]] if node in self.updates else None
+            if target is not None and value.kind in ("scatter", "cat"):
+                self.in_place[value] = target
             return value
         except NotLowered as error:
             reason = error.reason
@@ -173,6 +185,31 @@ class _Reader:
             )
         return self.extern(node, meta, args, kwargs, reason)
 
+    def attention(self, node: fx.Node, values: Node) -> Node | None:
+        """The second product of an attention that the model writes out, with all that leads to it."""
+        softmax = self.weighted[node]
+        if softmax.name in self.denied:
+            return None
+        scores, meta = self.env[softmax.args[0]], node.meta["val"]  # type: ignore[index]
+        if not isinstance(scores, Node) or scores.dtype not in FLOATS:
+            return None
+        safe = "_safe_softmax" in str(softmax.target)
+        return attention_of(self.b, scores, values, _dtype(meta), tuple(int(s) for s in meta.shape), safe)
+
+    def mutation(self, node: fx.Node, args: Any) -> Node:
+        """A graph input gets a new value at the end of the graph (AOTAutograd moves all its writes there)."""
+        target, value = args[0], args[1]
+        if not isinstance(target, Node) or target.dtype not in DTYPE_NAMES.values():
+            raise RollerError(f"{node.name} writes into an input that kernels cannot write to")
+        if value is target:
+            return value
+        if not isinstance(value, Node):
+            value = self.b.const(value, target.dtype)
+        value = self.b.expand(self.b.cast(value, target.dtype), target.shape)
+        if target.numel:
+            self.mutations.append((target, value))
+        return value
+
     def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
         if node.name in self.denied:
@@ -184,6 +221,10 @@ class _Reader:
         if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
+        if node in self.weighted:
+            fused = self.attention(node, args[1])
+            if fused is not None:
+                return fused
         used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
         value = lowering(Context(self.b, meta, used), *args, **kwargs)
         return self.conforming(packet, value, meta)
@@ -262,6 +303,37 @@ class _Reader:
             strides = tuple(int(s) for s in meta.stride()) if meta.layout == torch.strided else ()
             found.append(Output(value, strides, fresh))
         return tuple(found)
+
+
+_UPDATES = ("index_put", "index_copy", "index_add", "index_fill", "scatter", "scatter_add", "slice_scatter",
+            "select_scatter", "_unsafe_index_put")  # fmt: skip
+
+
+def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Updates of a few places of a graph input that nothing else reads, and which end up in that input."""
+    found: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if node.target is not torch.ops.aten.copy_.default:
+            continue
+        target, value = node.args[0], node.args[1]
+        if target.op != "placeholder" or not isinstance(value, fx.Node) or value.op != "call_function":
+            continue
+        if getattr(value.target, "overloadpacket", None) not in [getattr(torch.ops.aten, n) for n in _UPDATES]:
+            continue
+        reads = [a for a in value.all_input_nodes if a is target]
+        returned = any(u.op == "output" for u in value.users)
+        meta = target.meta["val"]
+        if (value.args[0] is target and len(reads) == 1 and set(target.users) == {value, node} and not returned
+                and sum(a is target for a in _flat((value.args, value.kwargs))) == 1
+                and meta.dtype == value.meta["val"].dtype and meta.is_contiguous()):  # fmt: skip
+            found[value] = target
+    return found
+
+
+def _flat(value: Any) -> list[Any]:
+    found: list[Any] = []
+    fx.node.map_arg(value, found.append)
+    return found
 
 
 def _root(node: fx.Node) -> fx.Node:

@@ -51,6 +51,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
 def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
     executor = executor_for(options.executor, lowered.device, cache_dir(options.cache_dir))
     constant = {f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else set()
+    constant -= {target.name for target, _ in lowered.mutations}
     needed = frozenset(n for n in fused.writers if n in fused.storage)
     kernels: dict[Group, Kernel] = {}
     for step in fused.steps:

@@ -18,9 +18,8 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
 
 from torchroller.backend import last_plans, roller
-from torchroller.choose import emit, ranked, tiling_of
+from torchroller.choose import emit, given_tiling, ranked, tiling_of
 from torchroller.device import A100, H100, MI300X, DeviceSpec
-from torchroller.emit.attention import attention_tiling
 from torchroller.emit.common import TritonSource
 from torchroller.expr import TensorExpr
 from torchroller.kernel import cache_dir, load_module
@@ -48,7 +47,7 @@ def source_for(expr: TensorExpr, spec: DeviceSpec) -> TritonSource:
     plain = replace(expr, source=())
     construction = ranked(plain, spec, 10)
     if construction is None:
-        return emit(plain, attention_tiling(plain, spec.is_cpu))
+        return emit(plain, given_tiling(plain, spec.is_cpu))
     return emit(plain, tiling_of(construction.best, spec))
 
 
@@ -131,8 +130,12 @@ def expressions(name: str, training: bool) -> list[TensorExpr]:
 
 
 def check(name: str, device: str, training: bool) -> None:
+    fits(expressions(name, training), device)
+
+
+def fits(found: list[TensorExpr], device: str) -> None:
+    """Fails with every expression whose kernel does not compile for the device, or takes more than it has."""
     spec, _ = DEVICES[device]
-    found = expressions(name, training)
     assert found
     problems = []
     for expr in found:

@@ -337,8 +337,9 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
 
 
 def fallible(expr: TensorExpr) -> bool:
-    """Does the kernel read at positions that are themselves data, or divide integers by data?"""
-    return any(access.gathers for access in expr.loads) or any(v.fn in DIVISIONS for v in expr.values)
+    """Does the kernel read or write at positions that are themselves data, or divide integers by data?"""
+    accesses = (*expr.loads, *(w.access for w in expr.writes))
+    return any(a.gathers for a in accesses) or any(v.fn in DIVISIONS for v in expr.values)
 
 
 def wide_index(expr: TensorExpr) -> bool:

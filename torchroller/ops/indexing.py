@@ -42,9 +42,14 @@ def _index_select(cx: Context, x: Node, dim: int, index: Node) -> Node:
 
 @rule("aten.index", "aten._unsafe_index")
 def _index(cx: Context, x: Node, indices: Sequence[Node | None]) -> Node:
-    given = [i for i in indices if i is not None]
-    if any(i.dtype in ("bool", "uint8") for i in given):
+    if any(i is not None and i.dtype in ("bool", "uint8") for i in indices):
         raise NotLowered("a mask as index: the result's shape depends on values")
+    return cx.b.gather(x, index_layout(cx, x, indices)[0], cx.shape)
+
+
+def index_layout(cx: Context, x: Node, indices: Sequence[Node | None]) -> tuple[list[Any], tuple[int, ...]]:
+    """(per dimension of x the dimension of x[indices] that runs along it, or positions of that shape; the shape)."""
+    given = [i for i in indices if i is not None]
     at = [d for d, i in enumerate(indices) if i is not None]
     shape = tuple(torch.broadcast_shapes(*(i.shape for i in given)))
     adjacent = at == list(range(at[0], at[-1] + 1))
@@ -54,19 +59,29 @@ def _index(cx: Context, x: Node, indices: Sequence[Node | None]) -> Node:
     for n, d in enumerate(before):
         position[d] = n if n < first else n + len(shape)
     rank = len(before) + len(shape)
+    full = [0] * rank
+    full[first : first + len(shape)] = shape
+    for d, n in position.items():
+        full[n] = x.shape[d]
     out: list[Any] = []
     for d in range(len(x.shape)):
         if d in position:
             out.append(position[d])
             continue
-        index = cx.b.cast(indices[d], "int64")  # type: ignore[arg-type]
-        full = (1,) * (len(shape) - len(index.shape)) + index.shape
-        index = cx.b.reshape(index, (1,) * first + full + (1,) * (rank - first - len(shape)))
-        size = cx.b.const(x.shape[d], "int64")
-        below = cx.b.call("lt", "bool", index, cx.b.const(0, "int64"), compute="int64")
-        index = cx.b.call("where", "int64", below, cx.b.call("add", "int64", index, size), index)
-        out.append(cx.b.expand(index, cx.shape))
-    return cx.b.gather(x, out, cx.shape)
+        index = indices[d]
+        assert index is not None
+        line = (1,) * (len(shape) - len(index.shape)) + index.shape
+        index = cx.b.reshape(index, (1,) * first + line + (1,) * (rank - first - len(shape)))
+        out.append(cx.b.expand(wrapped(cx, index, x.shape[d]), full))
+    return out, tuple(full)
+
+
+def wrapped(cx: Context, index: Node, size: int) -> Node:
+    """An index that may count from the end, as int64 from the start."""
+    b = cx.b
+    index = b.cast(index, "int64")
+    below = b.call("lt", "bool", index, b.const(0, "int64"), compute="int64")
+    return b.call("where", "int64", below, b.call("add", "int64", index, b.const(size, "int64")), index)
 
 
 @rule("aten.constant_pad_nd")
