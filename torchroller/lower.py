@@ -48,6 +48,11 @@ class ExternCall:
         )
         return tuple(found)
 
+    def __str__(self) -> str:
+        args = ", ".join(f"%{n.serial}" for n in self.operands)
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.target} ({self.name}){f' of {args}' if args else ''}: {self.reason}{place}"
+
 
 @dataclass(frozen=True, eq=False)
 class Output:
@@ -71,6 +76,7 @@ class Lowered:
     lowered_nodes: int
     total_nodes: int
     device: torch.device
+    values: dict[str, Any] = field(default_factory=dict)  # FX node name -> what it became
 
     def __str__(self) -> str:
         lines = [
@@ -121,7 +127,7 @@ class _Reader:
             else:
                 raise NotLowered(f"an FX node of kind {node.op}")
         return Lowered(self.b, tuple(self.inputs), self.constants, tuple(self.externs), outputs, self.done,
-                       self.total, self.device)  # fmt: skip
+                       self.total, self.device, {n.name: v for n, v in self.env.items()})  # fmt: skip
 
     def placeholder(self, node: fx.Node) -> Any:
         meta = node.meta.get("val")
