@@ -49,6 +49,11 @@ class ExternCall:
         )
         return tuple(found)
 
+    def __str__(self) -> str:
+        args = ", ".join(f"%{n.serial}" for n in self.operands)
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.target} ({self.name}){f' of {args}' if args else ''}: {self.reason}{place}"
+
 
 @dataclass(frozen=True, eq=False)
 class Output:
@@ -74,6 +79,7 @@ class Lowered:
     device: torch.device
     mutations: tuple[tuple[Node, Node], ...] = ()  # graph inputs and what is written over each, at the end
     in_place: dict[Node, Node] = field(default_factory=dict)  # values that may share memory with the input they update
+    values: dict[str, Any] = field(default_factory=dict)  # FX node name -> what it became
 
     def __str__(self) -> str:
         lines = [
@@ -128,7 +134,8 @@ class _Reader:
             else:
                 raise NotLowered(f"an FX node of kind {node.op}")
         return Lowered(self.b, tuple(self.inputs), self.constants, tuple(self.externs), outputs, self.done,
-                       self.total, self.device, tuple(self.mutations), self.in_place)  # fmt: skip
+                       self.total, self.device, tuple(self.mutations), self.in_place,
+                       {n.name: v for n, v in self.env.items()})  # fmt: skip
 
     def placeholder(self, node: fx.Node) -> Any:
         meta = node.meta.get("val")

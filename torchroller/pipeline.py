@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import debug
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
@@ -37,9 +38,13 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     """Compiles one ATen graph with static shapes. `static` are inputs whose values rarely change (weights)."""
     denied: dict[str, str] = {}
     while True:
-        lowered = lower(gm, options, denied)
         try:
-            return assemble(lowered, fuse(lowered, options.fuse), options, static)
+            with debug.graph(gm):
+                lowered = lower(gm, options, denied)
+                debug.stage("lowered", lambda: str(lowered))
+                fused = fuse(lowered, options.fuse)
+                debug.stage("fused", lambda: str(fused))
+                return assemble(lowered, fused, options, static)
         except GroupError as error:
             fresh = error.origins - denied.keys()
             if options.strict or not fresh:
@@ -60,6 +65,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 kernels[step] = build(
                     step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step)
                 )
+    debug.stage("expressions", lambda: debug.expressions_text(kernels.values()))
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
     checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
@@ -117,10 +123,16 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                             choice.measured_s))  # fmt: skip
     if options.dump_dir:
         _dump(options.dump_dir, steps)
+    launches = [s for s in steps if isinstance(s, Launch)]
+    debug.stage("ranked", lambda: debug.ranked_text(launches))
+    debug.stage("triton", lambda: debug.triton_text(launches))
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
-    return make_plan(
+    plan = make_plan(
         steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
     )
+    debug.stage("plan", lambda: str(plan))
+    debug.decisions(plan, lowered)
+    return plan
 
 
 def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
