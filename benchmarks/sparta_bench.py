@@ -1,8 +1,8 @@
 """Sparse layers against dense and sparse peers, interleaved in one run: python benchmarks/sparta_bench.py
 
 Every case builds all contenders, then lets them take turns, round after round (A B C A B C …), so that whatever
-slows the machine down slows all of them. A turn is one call that is not timed, to bring code and data back into
-cache after the others' turns, and a few that are. Printed and saved: median, quartiles, minimum, ratio to the fastest
+slows the machine down slows all of them. A turn is a few calls that are not timed, to bring code and data back into
+cache after the others' turns, and some that are. Printed and saved: median, quartiles, minimum, ratio to the fastest
 dense contender, and the largest relative error against fp64. Results go to --json with machine and versions.
 """
 
@@ -35,8 +35,12 @@ from torchsparta.specialised import pattern_mask
 M = 128
 SHAPES = ((768, 768), (768, 3072), (3072, 768), (1024, 4096))
 """(K, N)."""
-TURN = 4
+TURN = 8
 """Timed calls of a contender before the next one's turn."""
+WARM = 3
+"""Calls before them that are not timed: what the others left in the caches is gone afterwards."""
+PAUSE_S = 0.01
+"""Before each turn: workers of the others' thread pools spin for some milliseconds after their last call."""
 SPARSITIES = {"unstructured": (75, 90, 95, 99), "block 32x1": (75, 90, 95), "block 16x16": (75, 90, 95),
               "block 32x32": (75, 90, 95)}  # fmt: skip
 TARGETS = {("unstructured", 75): 2, ("unstructured", 90): 4, ("unstructured", 95): 6, ("unstructured", 99): 12,
@@ -87,7 +91,9 @@ def run_interleaved(contenders: dict[str, peers.Contender | str], rounds: int) -
         contenders[name]()  # type: ignore[operator]
     for _ in range(rounds):
         for name, spent in times.items():
-            contenders[name]()  # type: ignore[operator]
+            time.sleep(PAUSE_S)
+            for _ in range(WARM):
+                contenders[name]()  # type: ignore[operator]
             for _ in range(TURN):
                 start = time.perf_counter()
                 own = contenders[name]()  # type: ignore[operator]
@@ -278,7 +284,10 @@ def main() -> None:
     why = can_execute(torch.device("cpu"))
     if why is not None:
         raise SystemExit(f"the kernels do not run here: {why}")
-    calibrate()
+    try:
+        calibrate()
+    except RuntimeError as error:
+        print(error)
     rates = rates_for("cpu")
     python = os.environ.get("DEEPSPARSE_PYTHON")
     deep = peers.DeepSparse(python) if python else None
