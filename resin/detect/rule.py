@@ -73,10 +73,11 @@ def rule_on(
             e.one_step < x.max_one_step
             and e.steps >= x.min_steps
             and min(e.quarters) > x.min_quarter
-            and e.drift_t >= x.min_drift_t
+            and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
         "lasting": e.last_third > x.min_last_third and not whole.slows_down,
-        "kept": e.returned < x.max_returned,
+        "kept": e.returned < x.max_returned and e.net >= x.min_net,
+        "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),
     }
     failed = [name for name, holds in conditions.items() if not holds]
     fall = None

@@ -36,6 +36,11 @@ class Thresholds:
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
+    # --- growth between jumps -------------------------------------------------------------------------
+    max_jump_share: float = 0.3  # of the blocks: beyond, little is quiet enough to show a drift
+    min_quiet_drift_t: float = 4.5  # p of 0.001: without its jumps a leak is smooth
+    min_quiet_steps: int = 10
+    min_net: float = 0.5  # of the drift must be left in the floor itself
     # --- against the series' own past -----------------------------------------------------------------
     min_over_falls: float = 1.5  # growth over the largest fall of the same length seen before
     # ... or a ramp that is too smooth to be this noise, whose moves are jumps:
