@@ -37,3 +37,15 @@ def between_jumps(floors: Array) -> tuple[Array, NDArray[np.bool_]]:
     smooth = np.where(jumps, np.nan_to_num(0.5 * (left + right)), increments)
     drift = np.concatenate([floors[:, :1], floors[:, :1] + np.cumsum(smooth, axis=1)], axis=1)
     return drift, jumps
+
+
+def gives_back(floor: Array) -> bool:
+    """Whether what drifts up between the jumps is taken away by them: the teeth of a saw, collected in steps.
+
+    Load jumps up as often as down; a collector only jumps down. One such fall is a restart.
+    """
+    smooth, jumps = between_jumps(floor[None, :])
+    moved = np.diff(floor)[jumps[0]]
+    down, up = -float(moved[moved < 0].sum()), float(moved[moved > 0].sum())
+    grown = float(smooth[0, -1] - smooth[0, 0])
+    return int((moved < 0).sum()) >= 2 and up < 0.5 * down and down > 0.4 * max(grown, 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
+from .begin import began
 from .evidence import Evidence, weigh, windows_of
 from .floor import onset
 from .rule import Ruling, material_growth, rule_on
@@ -155,7 +156,10 @@ def _leak(
         if view.follows_load:
             verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
-    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+    broke = began(one.t, one.y, slope_per_s=slope / 3600.0, from_s=e.start_s, to_s=float(t[-1]))
+    if broke is not None:
+        start = broke
+    elif e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
         # The view may begin in the middle of the growth.
         start = onset(
             t,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift import gives_back
 from .evidence import Evidence
-from .floor import largest_fall
+from .floor import block_minima, largest_fall
 from .segments import is_saw
 from .thresholds import Thresholds
 
@@ -81,6 +82,10 @@ def rule_on(
     }
     failed = [name for name, holds in conditions.items() if not holds]
     fall = None
+    if not failed and e.drift:
+        floor = block_minima(run_t, run_y, float(run_t[0]), float(run_t[-1]), min(128, run_y.size // 3))
+        if gives_back(floor):
+            failed.append("kept")
     if not failed:
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
         past = run_y[run_t < e.start_s]
