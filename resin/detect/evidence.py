@@ -58,6 +58,8 @@ class Evidence:
     noise: float  # robust standard deviation of the floor, from its increments
     stairs: int  # equal steps at equal distances; 0 when they are not
     returned: float  # median of what lies above the kept memory, over the growth
+    rest: float = 0.0  # share of the window after the end of the best ramp
+    rest_slope: float = 1.0  # slope there over the slope of the best ramp
     drift: bool = False  # all of the above is of the floor without its jumps
     jump_share: float = 0.0  # of the blocks of the ramp
     net: float = 1.0  # growth of the floor itself over the ramp, jumps included, over the growth between jumps
@@ -76,6 +78,16 @@ class Evidence:
             and first > second > 0.95 * third
             and third > 0.95 * last
             and last < 0.85 * second
+        )
+
+    @property
+    def ended(self) -> bool:
+        """A ramp that stopped explains the floor at least twice as well, and after it the floor is level."""
+        return (
+            self.rest >= 0.08
+            and self.rest_slope < 0.15
+            and self.best_r2 > 0.98
+            and 1.0 - self.best_r2 < 0.5 * (1.0 - self.r2)
         )
 
     @property
@@ -163,6 +175,9 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
     third = np.maximum(length // 3, 1)
     last = (held[:, -1] - held[row, width - 1 - third]) / safe * (length / third)
     above = np.where(np.arange(width)[None, :] >= start[:, None], floors[:, :width] - held, np.nan)
+    top = held[row, fit.best_to]
+    rest = width - 1 - fit.best_to
+    rise = np.maximum(top - held[row, fit.best_from], 1e-300) / np.maximum(fit.best_to - fit.best_from, 1)
     marks = np.rint(np.linspace(0, width - 1, 5)).astype(np.int64)
     whole = np.diff(held[:, marks], axis=1)
     return {
@@ -180,6 +195,8 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
         "steps": (np.cumsum(ordered, axis=1) < 0.8).sum(axis=1) + 1,
         "last_third": last,
         "concave_r2": fit.concave_r2,
+        "rest": rest / (width - 1),
+        "rest_slope": np.where(rest > 0, (held[:, -1] - top) / np.maximum(rest, 1) / rise, 1.0),
         "whole_quarters": whole,
         "drift_t": eighths.mean(axis=1) / (spread / np.sqrt(8.0)),
         "noise": 1.4826 / np.sqrt(2.0) * np.median(np.abs(increments - centre), axis=1),

@@ -15,7 +15,7 @@ from .begin import began
 from .evidence import Evidence, weigh, windows_of
 from .floor import onset
 from .rule import Ruling, material_growth, rule_on
-from .segments import clean, judged_runs
+from .segments import clean, judged_runs, without_glitches
 from .shape import growth_class
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
@@ -72,7 +72,7 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
     prepared = []
     windows = []
     for index, series in enumerate(batch):
-        t, y = clean(series.times_s, series.values)
+        t, y = without_glitches(*clean(series.times_s, series.values))
         runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
         prepared.append(Prepared(series, t, y, runs))
         for run, (a, b) in enumerate(runs):

@@ -36,6 +36,8 @@ class Thresholds:
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
+    slowing_last_third: float = 0.9  # ... or below this, when the time before grew so much faster:
+    slowing_before: float = 1.5
     # --- growth between jumps -------------------------------------------------------------------------
     max_jump_share: float = 0.3  # of the blocks: beyond, little is quiet enough to show a drift
     min_quiet_drift_t: float = 4.5  # p of 0.001: without its jumps a leak is smooth
@@ -48,6 +50,7 @@ class Thresholds:
     smooth_steps: int = 10
     smooth_over_falls: float = 0.25
     smooth_drift_t: float = 8.0  # no fall matters beside a ramp as even as this
+    max_past_jumps: float = 0.1  # of the blocks before: with more, only the sizes of the jumps are a yardstick
     # --- floor -------------------------------------------------------------------------------------
     tail_share: float = 0.1  # the end confirms that memory was not given back; it is not growth itself
     windows: int = 64
