@@ -64,7 +64,7 @@ def rule_on(
         hours = e.level / slope_per_h  # no limit known: the time to double stands for it
     conditions = {
         "material": e.growth > material_growth(metric, e.level, limit, x),
-        "soon": hours is not None and hours <= x.horizon_hours or (hours is None and e.growth > 0),
+        "soon": hours is not None and hours <= (x.horizon_hours if limit is not None else x.doubling_hours) or (hours is None and e.growth > 0),
         "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit
         and (not e.ended or e.stairs >= x.min_stairs),
         "grown up": float(run_t[-1] - run_t[0]) >= x.min_observed_s,
@@ -77,7 +77,7 @@ def rule_on(
             and min(e.quarters) > x.min_quarter
             and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
-        "lasting": e.last_third > x.min_last_third and not whole.slows_down,
+        "lasting": e.last_third > x.min_last_third and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
         "kept": e.returned < x.max_returned and e.net >= x.min_net,
         "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),
     }
@@ -118,7 +118,18 @@ def _against_past(
         before = at[1:] < e.start_s
         jumpy = not before.any() or jumps[before].mean() > x.max_past_jumps
         # A cycle comes down as slowly as it goes up; among jumps, what is left of the falls says nothing.
-        if jumpy or e.growth > (largest_fall(at, smooth, start_s, e.start_s, e.length_s) or 0.0):
+        if jumpy or e.growth > x.min_over_cycle * (
+            largest_fall(at, smooth, start_s, e.start_s, 2.0 * e.length_s) or 0.0
+        ):
             return []
     return ["unlike its past"]
 
+
+
+def _straight_by_now(e: Evidence, run_t: Array, run_y: Array) -> bool:
+    """Whether a run that slowed down has become a line: its last quarter grows as the one before did."""
+    if e.share > 0.5 or e.r2 < 0.985 or e.last_third < 0.93:
+        return False
+    start_s, end_s = float(run_t[0]), float(run_t[-1])
+    quarters = block_minima(run_t, run_y, start_s, end_s, 64)[[31, 47, 63]]
+    return float(quarters[1] - quarters[0]) < 1.08 * float(quarters[2] - quarters[1])
