@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift import between_jumps
 from .floor import block_minima, kept
 from .ramps import fit_ramps
 from .thresholds import Thresholds
@@ -26,6 +27,7 @@ class Window:
     end_s: float
     points: int
     floor: Array  # (W,)
+    drift: bool = False  # judged without its jumps
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class Evidence:
     noise: float  # robust standard deviation of the floor, from its increments
     stairs: int  # equal steps at equal distances; 0 when they are not
     returned: float  # median of what lies above the kept memory, over the growth
+    rest: float = 0.0  # share of the window after the end of the best ramp
+    rest_slope: float = 1.0  # slope there over the slope of the best ramp
+    drift: bool = False  # all of the above is of the floor without its jumps
+    jump_share: float = 0.0  # of the blocks of the ramp
+    net: float = 1.0  # growth of the floor itself over the ramp, jumps included, over the growth between jumps
+    falls: int = 0  # downward jumps within the ramp
 
     @property
     def slows_down(self) -> bool:
@@ -70,6 +78,16 @@ class Evidence:
             and first > second > 0.95 * third
             and third > 0.95 * last
             and last < 0.85 * second
+        )
+
+    @property
+    def ended(self) -> bool:
+        """A ramp that stopped explains the floor at least twice as well, and after it the floor is level."""
+        return (
+            self.rest >= 0.08
+            and self.rest_slope < 0.15
+            and self.best_r2 > 0.98
+            and 1.0 - self.best_r2 < 0.5 * (1.0 - self.r2)
         )
 
     @property
@@ -102,6 +120,8 @@ def windows_of(
         start, end = float(tail_t[0]), float(tail_t[-1])
         floor = block_minima(tail_t, tail_y, start, end, count)
         found.append(Window(series, run, share, start, end, points, floor))
+        if count >= 32:
+            found.append(Window(series, run, share, start, end, points, floor, drift=True))
     return found
 
 
@@ -111,14 +131,20 @@ def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence | None
     None for a half or quarter view that does not grow: most of a fleet, and not worth an object each.
     """
     out: dict[int, Evidence] = {}
-    for count in sorted({w.floor.size for w in windows}):
-        index = [i for i, w in enumerate(windows) if w.floor.size == count]
+    for count, drift in sorted({(w.floor.size, w.drift) for w in windows}):
+        index = [i for i, w in enumerate(windows) if (w.floor.size, w.drift) == (count, drift)]
         floors = np.stack([windows[i].floor for i in index])
-        columns = _measure(floors, max(2, round(count * thresholds.tail_share)))
+        tail = max(2, round(count * thresholds.tail_share))
+        if drift:
+            smooth, jumps = between_jumps(floors)
+            columns = _measure(smooth, tail)
+            columns.update(_jumps(floors, jumps, columns))
+        else:
+            columns = _measure(floors, tail)
         least = thresholds.min_relative_growth * np.maximum(columns["level"], 0.0)
         grows = columns["growth"] > least
         for row, i in enumerate(index):
-            if windows[i].share < 1.0 and not grows[row]:
+            if (windows[i].share < 1.0 or drift) and not grows[row]:
                 continue
             out[i] = _evidence(windows[i], count, {name: column[row] for name, column in columns.items()})
     return [out.get(i) for i in range(len(windows))]
@@ -149,6 +175,9 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
     third = np.maximum(length // 3, 1)
     last = (held[:, -1] - held[row, width - 1 - third]) / safe * (length / third)
     above = np.where(np.arange(width)[None, :] >= start[:, None], floors[:, :width] - held, np.nan)
+    top = held[row, fit.best_to]
+    rest = width - 1 - fit.best_to
+    rise = np.maximum(top - held[row, fit.best_from], 1e-300) / np.maximum(fit.best_to - fit.best_from, 1)
     marks = np.rint(np.linspace(0, width - 1, 5)).astype(np.int64)
     whole = np.diff(held[:, marks], axis=1)
     return {
@@ -166,11 +195,30 @@ def _measure(floors: Array, tail: int) -> dict[str, NDArray]:
         "steps": (np.cumsum(ordered, axis=1) < 0.8).sum(axis=1) + 1,
         "last_third": last,
         "concave_r2": fit.concave_r2,
+        "rest": rest / (width - 1),
+        "rest_slope": np.where(rest > 0, (held[:, -1] - top) / np.maximum(rest, 1) / rise, 1.0),
         "whole_quarters": whole,
         "drift_t": eighths.mean(axis=1) / (spread / np.sqrt(8.0)),
         "noise": 1.4826 / np.sqrt(2.0) * np.median(np.abs(increments - centre), axis=1),
         "stairs": np.array([_regular(row) for row in steps], dtype=np.int64),
         "returned": _row_medians(above) / safe,
+    }
+
+
+def _jumps(floors: Array, jumps: NDArray[np.bool_], columns: dict[str, NDArray]) -> dict[str, NDArray]:
+    """What the jumps that were taken out say: how many they are, and whether they gave the growth back."""
+    start = columns["hinge_from"]
+    inside = np.arange(jumps.shape[1])[None, :] >= start[:, None]
+    falls = inside & jumps & (np.diff(floors, axis=1) < 0)
+    width = floors.shape[1]
+    held = kept(floors, 1)
+    row = np.arange(floors.shape[0])
+    net = held[:, -1] - held[row, start]
+    growth = np.where(columns["growth"] > 0, columns["growth"], np.inf)
+    return {
+        "jump_share": (inside & jumps).sum(axis=1) / np.maximum(width - 1 - start, 1),
+        "net": net / growth,
+        "falls": falls.sum(axis=1),
     }
 
 
@@ -215,5 +263,6 @@ def _evidence(window: Window, count: int, row: dict[str, NDArray]) -> Evidence:
         end_s=window.start_s + (hinge + int(row["ramp_windows"]) + 1) * width,
         width_s=width,
         windows=count,
+        drift=window.drift,
         **values,
     )

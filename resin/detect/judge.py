@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
+from .begin import began
 from .evidence import Evidence, weigh, windows_of
 from .floor import onset
 from .rule import Ruling, material_growth, rule_on
-from .segments import clean, judged_runs
+from .segments import clean, judged_runs, without_glitches
 from .shape import growth_class
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
@@ -71,7 +72,7 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
     prepared = []
     windows = []
     for index, series in enumerate(batch):
-        t, y = clean(series.times_s, series.values)
+        t, y = without_glitches(*clean(series.times_s, series.values))
         runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
         prepared.append(Prepared(series, t, y, runs))
         for run, (a, b) in enumerate(runs):
@@ -155,7 +156,10 @@ def _leak(
         if view.follows_load:
             verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
-    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+    broke = began(one.t, one.y, slope_per_s=slope / 3600.0, from_s=e.start_s, to_s=float(t[-1]))
+    if broke is not None:
+        start = broke
+    elif e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
         # The view may begin in the middle of the growth.
         start = onset(
             t,
