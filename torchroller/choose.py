@@ -98,6 +98,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         program.num_warps,
         program.num_stages,
         panel=program.panel,
+        group=program.row_group,
     )
 
 

@@ -26,4 +26,4 @@ def register_block(blocks: Iterable[Block], m: int, n: int, lanes: int) -> Block
     """The (rows, vectors) for an m x n tile: most accumulators in use, the earlier of equals."""
     width = max(1, n // lanes)
     cut = [(min(rows, m), min(vectors, width)) for rows, vectors in blocks]
-    return max(cut, key=lambda b: b[0] * b[1])
+    return max(cut, key=lambda b: b[0] * b[1], default=(1, 1))

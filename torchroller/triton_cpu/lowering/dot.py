@@ -187,7 +187,9 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
         if in_place is not None:
             # the strips of this panel ask together for its next block of k, which lies k * b_row ahead
             share = (k * panels * 4 * rows) // m
-            ahead = _advance(ev, b_at, "i8", code.add(code.mul(code.mul(b_row, k), 4), code.mul(row, share // rows)))
+            ahead = _advance(
+                ev, b_at, "i8", code.add(code.mul(code.mul(b_row, k), 4), code.mul(row, share // rows))
+            )
             extra = f", ptr {ahead}, i64 {max(1, panels * 4 * rows // m)}"
         code.line(
             f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "

@@ -307,7 +307,11 @@ class Merged(Tensor):
             panel, within = column // width, column % width
         else:
             level = ev.code.depth(column)
-            panel = ev.remember(("panel", column, width), level, lambda: ev.code.let(f"udiv i64 {column}, {width}"))
-            within = ev.remember(("within", column, width), level, lambda: ev.code.let(f"urem i64 {column}, {width}"))
+            panel = ev.remember(
+                ("panel", column, width), level, lambda: ev.code.let(f"udiv i64 {column}, {width}")
+            )
+            within = ev.remember(
+                ("within", column, width), level, lambda: ev.code.let(f"urem i64 {column}, {width}")
+            )
         vdim = {None: None, 0: 0, 1: 2}[place.vdim]
         return ev.at(self.source, Place((row, panel, within), vdim, place.lanes))
