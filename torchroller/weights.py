@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .buffers import huge_pages
 from .emit.common import Pack
 from .graph import TORCH_DTYPES
 
@@ -73,12 +74,12 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
         rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, start)
         rows = rows.reshape(math.prod(outer), layout.k, last)
         whole = last // layout.block * layout.block
-        if whole == last:
-            return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
-        out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
-                          device=source.device)  # fmt: skip
-        out[:, : layout.tiles - 1] = (
-            rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
-        )
-        out[:, -1, :, : last - whole] = rows[:, :, whole:]
+        out = huge_pages(torch.empty(len(rows), layout.tiles, layout.k, layout.block,
+                                     dtype=TORCH_DTYPES[layout.dtype], device=source.device))  # fmt: skip
+        full = whole // layout.block
+        if full:
+            out[:, :full] = rows[:, :, :whole].unflatten(2, (full, layout.block)).transpose(1, 2)
+        if whole < last:
+            out[:, -1, :, : last - whole] = rows[:, :, whole:]
+            out[:, -1, :, last - whole :] = 0
     return out
