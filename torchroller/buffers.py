@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 ALIGN = 64  # bytes: a cache line, and the widest vector
+_HUGE_BYTES, _MADV_HUGEPAGE = 2 << 20, 14
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,31 @@ def assign(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
 
 def allocate(nbytes: int, device: torch.device) -> torch.UntypedStorage:
     """Fresh storage; torch's allocators align to 64 bytes or more."""
-    return torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device).untyped_storage()
+    return huge_pages(torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device)).untyped_storage()
+
+
+def huge_pages(fresh: torch.Tensor) -> torch.Tensor:
+    """`fresh`, whose memory the kernel may now back with huge pages: the first write to each small page costs as
+    much as filling it. Only advice: where the system has no huge pages nothing changes."""
+    nbytes = fresh.untyped_storage().nbytes()
+    if nbytes < 2 * _HUGE_BYTES or fresh.device.type != "cpu":
+        return fresh
+    address = fresh.untyped_storage().data_ptr()
+    first, last = -(-address // _HUGE_BYTES) * _HUGE_BYTES, (address + nbytes) // _HUGE_BYTES * _HUGE_BYTES
+    advise = _madvise()
+    if advise is not None and last > first:
+        advise(first, last - first, _MADV_HUGEPAGE)
+    return fresh
+
+
+@functools.cache
+def _madvise() -> Any:
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function if sys.platform == "linux" else None
 
 
 class OutputPool:

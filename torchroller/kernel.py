@@ -1,8 +1,8 @@
 """Triton source -> something that runs: compiled for a target, or under Triton's interpreter.
 
 Kernel text is written to the cache directory (Triton reads the source of what it compiles), imported from there
-and compiled by stock Triton for the named target; Triton keeps the machine code in its own disk cache. Equal
-text is compiled once per process. A cache directory that cannot be written is replaced by a temporary one.
+and compiled by stock Triton for the named target. On a GPU Triton keeps the machine code in its own disk cache; on
+a CPU it goes with the chosen rProgram into ours (store.py). Equal text is compiled once per process. A cache directory that cannot be written is replaced by a temporary one.
 """
 
 from __future__ import annotations
@@ -171,6 +171,8 @@ class NativeExecutor:
             signature = dict(zip(names, source.signature))
             attrs = {(i,): [["tt.divisibility", 16]] for i in range(len(names))}
             ast = ASTSource(fn=fn, signature=signature, constexprs={}, attrs=attrs)
+            if self.native and not _inspected():
+                return CompiledKernel(source, str(self.target), self.machine_code(ast))
             options: dict[str, Any] = {"num_warps": source.num_warps, "num_stages": source.num_stages}
             if self.native:
                 options = {"emit_asm": False}
@@ -181,6 +183,28 @@ class NativeExecutor:
                 f"Triton could not compile kernel {source.name} for {self.target}: {told}"
             ) from error
         return CompiledKernel(source, str(self.target), built)
+
+    def machine_code(self, ast: Any) -> Loaded:
+        """The stages of triton.compile for our own backend, without its disk cache: that is keyed by a digest of
+        Triton's whole library, half a second for each process, and these kernels have a cache of their own."""
+        from triton._C.libtriton import ir
+        from triton.backends import backends
+        from triton.backends.compiler import Language
+
+        backend = backends["cpu"].compiler(self.target)
+        options = backend.parse_options({"emit_asm": False})
+        context = ir.context()
+        ir.load_dialects(context)
+        functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+        stage: Any = ast.make_ir(self.target, options, functions, modules, context)
+        stages: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
+        backend.add_stages(stages, options, Language.TRITON)
+        for step in stages.values():
+            stage = step(stage, metadata)
+        kept = {"name": metadata["name"], "scratch_bytes": int(metadata["scratch_bytes"])}
+        library, function, *_ = self.driver.utils.load_binary(kept["name"], stage, 0, 0)
+        return Loaded(library, function, stage, kept)
 
     def entry(self, kernel: CompiledKernel) -> int:
         """Address of the machine code of a CPU kernel."""
@@ -229,6 +253,14 @@ class NativeExecutor:
             self.driver.utils.run_many(1, entries, blocks)
             return
         kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+
+
+def _inspected() -> bool:
+    """Has the user asked Triton to dump, replace or report the stages of its compilations?"""
+    from triton import knobs
+
+    compilation = knobs.compilation
+    return bool(compilation.dump_ir or compilation.override or compilation.listener or compilation.always_compile)
 
 
 class InterpretExecutor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .buffers import huge_pages
 from .emit.common import Pack
 from .graph import TORCH_DTYPES
 
@@ -78,12 +79,12 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
         rows = rows.flip(back) if back else rows
         rows = rows.reshape(math.prod(outer), layout.k, last)
         full, rest = divmod(last, layout.block)
-        if full == layout.tiles:
-            return rows.unflatten(2, (full, layout.block)).transpose(1, 2).contiguous()
-        out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
-                          device=source.device)  # fmt: skip
-        whole = rows[:, :, : last - rest]
-        out[:, :full] = whole.unflatten(2, (full, layout.block)).transpose(1, 2)
+        out = huge_pages(torch.empty(len(rows), layout.tiles, layout.k, layout.block,
+                                     dtype=TORCH_DTYPES[layout.dtype], device=source.device))  # fmt: skip
+        if full:
+            out[:, :full] = rows[:, :, : last - rest].unflatten(2, (full, layout.block)).transpose(1, 2)
+        if full < layout.tiles:
+            out[:, full:] = 0
         if rest:
             out[:, full, :, :rest] = rows[:, :, last - rest :]
     return out

@@ -294,7 +294,8 @@ def _batch_norm_training(
         kept = b.call("mul", kind, b.cast(old, kind), b.const(1 - momentum, kind))
         return b.cast(b.call("add", kind, kept, b.call("mul", kind, new, b.const(momentum, kind))), old.dtype)
 
-    return out, average, rstd, blend(running_mean, average), blend(running_var, unbiased)
+    saved = (b.cast(v, str(cx.out(1).dtype).removeprefix("torch.")) for v in (average, rstd))
+    return out, *saved, blend(running_mean, average), blend(running_var, unbiased)
 
 
 @rule("aten._softmax")
