@@ -21,7 +21,7 @@ from .emit.scatter import emit_scatter, is_scatter, scatter_tiling
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
-from .implicit import TILED, WEIGHT, as_product
+from .implicit import IMAGE, TILED, WEIGHT, as_product
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
 from .search import Construction, construct
 from .tile import RProgram
@@ -81,7 +81,7 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
         return None
     if is_convolution(expr):
         product = as_product(expr)
-        return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,))
+        return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,), gathered=(IMAGE,))
     return construct(expr, spec, top_k=topk)
 
 

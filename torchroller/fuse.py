@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from .fuse_dots import Contractions
+from .fuse_dots import FEW_CHANNELS, Contractions
 from .fuse_reductions import Reductions
 from .fuse_scatter import Scatters
 from .graph import SETTLED, Node, base_of
-from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view
+from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view, walked_strides
 from .joining import MAX_TENSORS, pointwise_operands
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
@@ -169,7 +169,11 @@ class _Fuser(Reductions, Contractions, Scatters):
                 continue
             base = base_of(pad)
             self.store(base)
-            if strided_view(pad.args[0], *self.guess(base)) is None:
+            source, (strides, offset) = pad.args[0], self.guess(base)
+            walked = walked_strides(source, strides)
+            gaps = source.shape[-1] >= FEW_CHANNELS and walked is not None and walked[-1] != 1
+            if gaps or strided_view(source, strides, offset) is None:
+                # channels are brought together once, not by every tap
                 object.__setattr__(pad, "args", (self.stored_copy(pad.args[0]),))
 
     def extern(self, call: ExternCall) -> None:

@@ -80,6 +80,7 @@ def construct(
     candidates: Iterable[Mapping[str, int]] | None = None,
     tiled: Collection[str] | None = None,
     packed: Collection[str] = (),
+    gathered: Collection[str] = (),
 ) -> Construction:
     """The `top_k` best rPrograms of `expr` on `device`, best first; always at least one.
 
@@ -89,12 +90,13 @@ def construct(
     tiled: axes that a program may hold more than one point of. By default all of them; in a contraction the
     reduce axes and the longest axis of the rows and of the columns, the others being numbered by the grid.
     packed: tensors that will be stored tile by tile, each tile one run of memory (weights packed once).
+    gathered: tensors whose rows are collected from several places (the image of a convolution).
     Raises ValueError when `top_k` is below 1, an axis name is unknown, or no candidate fits.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; ask for at least 1 rProgram")
     started = time.perf_counter()
-    search = _Search(Space(expr, packed), device, tiled)
+    search = _Search(Space(expr, packed, gathered), device, tiled)
     if candidates is None:
         search.run(top_k)
     else:

@@ -144,14 +144,18 @@ class Space:
     """Axes, operands, and which axes feed which side of a dot, by number instead of by name.
 
     spatial, reduce, m_axes, n_axes: axis numbers; m_axes move only the first argument of the dot, n_axes
-    only the second. inner: axes along which some operand is contiguous. passes: dependent reductions, the
+    only the second. copies_rows: the rows of the first argument lie apart and are copied before they are used.
+    inner: axes along which some operand is contiguous. passes: dependent reductions, the
     number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
     per point of the whole space, and per spatial point.
     """
 
-    def __init__(self, expr: TensorExpr, packed: Collection[str] = ()) -> None:
+    def __init__(
+        self, expr: TensorExpr, packed: Collection[str] = (), gathered: Collection[str] = ()
+    ) -> None:
         self.expr = expr
         self._packed = frozenset(packed)
+        self.copies_rows = bool(gathered)
         self.names = tuple(a.name for a in expr.axes)
         self.extents = tuple(max(1, a.extent) for a in expr.axes)
         self.is_reduce = tuple(a.kind == "reduce" for a in expr.axes)

@@ -294,6 +294,8 @@ def cache_bytes(t: Tiled) -> list[float]:
     # accumulators go in and out, and B is read and written once more to be packed.
     in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
     pack = 0 if in_place else 3 * t.b
+    if t.space.copies_rows:
+        pack += 3 * t.a
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
 

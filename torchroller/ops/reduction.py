@@ -11,6 +11,9 @@ from ..graph import FLOATS, Node
 from .registry import Context, rule
 
 
+SETTLED_ROWS = 16  # a factor per channel that is used at least so often is computed first
+
+
 def _dims(x: Node, dims: Any) -> tuple[int, ...]:
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
         return tuple(range(len(x.shape)))
@@ -257,11 +260,30 @@ def _batch_norm_inference(
     if {1, 2} & cx.used:
         raise NotLowered("a saved statistic of inference batch norm is used")
     wide = cx.b.cast(x, _wide(x.dtype))
+    if len(x.shape) > 2 and x.numel >= SETTLED_ROWS * x.shape[1]:
+        return cx.b.cast(_scaled(cx, wide, weight, bias, running_mean, running_var, eps), x.dtype), None, None
     average, variance = _per_channel(cx, x, running_mean), _per_channel(cx, x, running_var)
     assert variance is not None
     y, _ = _normalised(cx, wide, average, variance, eps)
     out = affine(cx, y, _per_channel(cx, x, weight), _per_channel(cx, x, bias))
     return cx.b.cast(out, x.dtype), None, None
+
+
+def _scaled(cx: Context, x: Node, weight: Any, bias: Any, mean: Node, variance: Node, eps: float) -> Node:
+    """x * scale + shift, with one scale and shift per channel: a multiply-add behind a convolution."""
+    b, kind = cx.b, x.dtype
+    mean, variance = b.cast(mean, kind), b.cast(variance, kind)
+    scale = b.call("rsqrt", kind, b.call("add", kind, variance, b.const(eps, kind)))
+    if weight is not None:
+        scale = b.call("mul", kind, scale, b.cast(weight, kind))
+    scale = b.settled(scale)
+    shift = b.call("neg", kind, b.call("mul", kind, mean, scale))
+    if bias is not None:
+        shift = b.call("add", kind, shift, b.cast(bias, kind))
+    shift = b.settled(shift)
+    per_channel = (x.shape[1], *(1,) * (len(x.shape) - 2))
+    product = b.call("mul", kind, x, b.reshape(scale, per_channel))
+    return b.call("add", kind, product, b.reshape(shift, per_channel))
 
 
 @rule("aten._native_batch_norm_legit_functional")

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
-from torchroller.triton_cpu.lowering.values import Buffer, Dims, Linear, Load, Place, Splat, Stored, Tensor
+from torchroller.triton_cpu.lowering.values import (
+    Buffer, Dims, Elementwise, Linear, Load, Place, Remap, Splat, Stored, Tensor,
+)  # fmt: skip
+
+_BLANK = 64  # elements of the memory that stands in for masked vectors: at least one vector of any type
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,48 @@ class Evaluator:
         kind, where = self.address(t.pointer, t.elem, place)
         mask = None
         if t.mask is not None and not self.holds(t.mask):
-            mask = self.at(t.mask, place)
+            blank = self.blank(t) if kind == "run" else None
+            uniform, along = self.split_mask(t.mask, place) if blank is not None else ([], [])
+            if uniform:
+                test = uniform[0]
+                for more in uniform[1:]:
+                    test = self.code.let(f"and i1 {test}, {more}")
+                where = self.code.let(f"select i1 {test}, ptr {where}, ptr {blank}")
+                for more in along:
+                    mask = more if mask is None else self.code.let(f"and <{lanes} x i1> {mask}, {more}")
+            else:
+                mask = self.at(t.mask, place)
         other = self.at(t.other, place) if t.other is not None else None
         return self.read(t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
+
+    def blank(self, t: Load) -> str | None:
+        """Memory that holds what a masked load gives where its mask is false; None where that is not one constant."""
+        if t.volatile or t.elem in ("i1", "ptr"):
+            return None
+        value = "zeroinitializer"
+        if t.other is not None:
+            if not isinstance(t.other, Splat) or t.other.value.startswith("%"):
+                return None
+            value = t.other.value
+        type = lt.storage(t.elem)
+        if type != lt.scalar(t.elem):
+            return None
+        name = "@blank_" + "".join(c if c.isalnum() else "_" for c in f"{type}_{value}")
+        row = value if value == "zeroinitializer" else "[" + ", ".join([f"{type} {value}"] * _BLANK) + "]"
+        self.code.declare(name, f"{name} = internal constant [{_BLANK} x {type}] {row}, align 64")
+        return name
+
+    def split_mask(self, mask: Tensor, place: Place) -> tuple[list[str], list[str]]:
+        """The parts of a conjunction that do not change along a vector, as scalars, and those that do, as vectors.
+
+        Where the first fail, the vector is read from `blank`: a choice of pointers costs less than a lane mask.
+        """
+        parts = [m for m in conjuncts(mask) if not self.holds(m)]
+        uniform = [m for m in parts if place.vdim not in m.varies]
+        along = [m for m in parts if place.vdim in m.varies]
+        if not uniform:
+            return [], []
+        return [self.at(m, place.scalar()) for m in uniform], [self.at(m, place) for m in along]
 
     def read(self, elem: str, kind: str, where: str, mask: str | None, other: str | None, lanes: int | None,
              *, volatile: bool = False) -> str:  # fmt: skip
@@ -313,6 +356,23 @@ class Evaluator:
             if t.buffer is None and not isinstance(t, Stored):
                 for dep, inner in t.deps():
                     stack.append((dep, tuple(None if d is None else dims[d] for d in inner)))
+
+
+def conjuncts(mask: Tensor) -> list[Tensor]:
+    """Masks whose conjunction is `mask`, of its shape; the same objects each time."""
+    known = mask.__dict__.get("conjuncts")
+    if known is None:
+        if mask.buffer is None and isinstance(mask, Elementwise) and mask.name == "arith.andi":
+            known = [m for a in mask.args for m in conjuncts(a)]
+        elif mask.buffer is None and isinstance(mask, Remap):
+            inner = conjuncts(mask.source)
+            known = [mask] if len(inner) == 1 else [
+                Remap(mask.shape, mask.elem, source=m, source_dims=mask.source_dims) for m in inner
+            ]  # fmt: skip
+        else:
+            known = [mask]
+        mask.__dict__["conjuncts"] = known
+    return known
 
 
 def lt_suffix(memory: str) -> str:
