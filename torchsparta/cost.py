@@ -157,7 +157,9 @@ def predict_parts(
     works = [(work_class(p).replace("/int8", "/i8") if integer else work_class(p), p.work()) for p in parts]
     group = max(w.group for _, w in works)
     if group > 1:
-        works = [(BESIDE_BLOCKS + kind[1:] if w.group == 1 and kind[0] == "1" else kind, w) for kind, w in works]
+        works = [
+            (BESIDE_BLOCKS + kind[1:] if w.group == 1 and kind[0] == "1" else kind, w) for kind, w in works
+        ]
     return Prediction(
         " + ".join(p.describe() for p in parts),
         time_of(parts[0].shape, works, m, images, rates, group, integer),
@@ -412,8 +414,9 @@ def _write_cache(rates: Rates) -> None:
 def fine_tile(k: int, density: float) -> Tile:
     """The tile of a fine-grained part: columns in blocks that fit the first-level cache where lists stay long.
 
-    A block of 128 columns by 64 tokens is 32 KiB of the 48 KiB of recent cores. With fewer than about ten alive elements a row and block, the
-    cost of a list outweighs that of reading the panel from the second-level cache.
+    A block of 128 columns by 64 tokens is 32 KiB of the 48 KiB of recent cores; 64 columns fit 32 KiB. With fewer
+    than about ten alive elements a row and block, the cost of a list outweighs that of reading the panel from the
+    second-level cache.
     """
     fits = vector_unit().panel_columns()
     columns = fits if density * fits >= 10 else 2 * fits if density * 2 * fits >= 10 else 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..vector_unit import vector_unit
 from .base import RowGroups, Tile, check_weight, pack_row_groups, runs_alive
 
+
 @dataclass(frozen=True, eq=False)
 class Block(RowGroups):
     """Blocks of `block` = (bm rows, bk columns); every block with an alive element is stored whole.

@@ -279,7 +279,9 @@ class SpecialisedLinear:
             launch = _quantized_panel_launch(tokens)
             first = Step(launch, (panels,), (Open("x"), xp, scale, *sizes, *x.stride()))
         else:
-            first = Step(_panel_launch(spec.compute, tokens, strip), grid, (Open("x"), xp, *sizes, *x.stride()))
+            first = Step(
+                _panel_launch(spec.compute, tokens, strip), grid, (Open("x"), xp, *sizes, *x.stride())
+            )
         items = panels * spec.row_blocks
         programs = turns(items, torch.get_num_threads()) if x.device.type == "cpu" else items
         scratch = Space(
