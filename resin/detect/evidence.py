@@ -62,7 +62,9 @@ class Evidence:
     rest_slope: float = 1.0  # slope there over the slope of the best ramp
     drift: bool = False  # all of the above is of the floor without its jumps
     jump_share: float = 0.0  # of the blocks of the ramp
-    net: float = 1.0  # growth of the floor itself over the ramp, jumps included, over the growth between jumps
+    net: float = (
+        1.0  # growth of the floor itself over the ramp, jumps included, over the growth between jumps
+    )
     falls: int = 0  # downward jumps within the ramp
 
     @property
@@ -99,6 +101,19 @@ class Evidence:
         return self.growth / self.length_s if self.length_s > 0 else 0.0
 
 
+def shares_of(points: int, *, warms_up: bool) -> list[float]:
+    """Views of a run of so many points: as a whole, without its warm-up, its last half and quarter."""
+    shares = (1.0, 0.8, 0.5, 0.25) if warms_up else (1.0, 0.5, 0.25)
+    return [share for share in shares if share == 1.0 or int(points * share) >= 40]
+
+
+def block_count(points: int, thresholds: Thresholds) -> int:
+    """Blocks of a view of so many points."""
+    if points >= 2 * thresholds.windows:
+        return thresholds.windows
+    return 32 if points >= 64 else 12
+
+
 def windows_of(
     series: int, run: int, t: Array, y: Array, thresholds: Thresholds, *, warms_up: bool = False
 ) -> list[Window]:
@@ -108,15 +123,10 @@ def windows_of(
     """
     found = []
     n = y.size
-    for share in (1.0, 0.8, 0.5, 0.25) if warms_up else (1.0, 0.5, 0.25):
+    for share in shares_of(n, warms_up=warms_up):
         points = int(n * share)
-        if share < 1.0 and points < 40:
-            break
         tail_t, tail_y = t[n - points :], y[n - points :]
-        if points >= 2 * thresholds.windows:
-            count = thresholds.windows
-        else:
-            count = 32 if points >= 64 else 12
+        count = block_count(points, thresholds)
         start, end = float(tail_t[0]), float(tail_t[-1])
         floor = block_minima(tail_t, tail_y, start, end, count)
         found.append(Window(series, run, share, start, end, points, floor))
@@ -194,7 +204,7 @@ def _look_at(
         columns.update(_jumps(floors[rises], jumps[rises], columns))
     grows = columns["growth"] > thresholds.min_relative_growth * np.maximum(columns["level"], 0.0)
     straight = columns["r2"] >= np.maximum(thresholds.min_r2, columns["best_r2"] - thresholds.max_r2_deficit)
-    can_leak = grows & straight
+    can_leak = grows & straight & _even_enough(columns, floors.shape[1], drift, thresholds)
     grown = columns["total"] > 5.0 * columns["noise"]
     for row, i in enumerate(rises.tolist()):
         window = windows[index[i]]
@@ -203,6 +213,25 @@ def _look_at(
             looks[index[i]] = _Look(
                 level, float(total[i]), bool(can_leak[row]), bool(grown[row]), columns, row
             )
+
+
+def _even_enough(
+    columns: dict[str, NDArray], count: int, drift: bool, thresholds: Thresholds
+) -> NDArray[np.bool_]:
+    """Conditions of the rule that most of what noise makes of a floor fails, for all rows at once."""
+    x = thresholds
+    even = (
+        (columns["one_step"] < x.max_one_step)
+        & (columns["steps"] >= x.min_steps)
+        & (columns["quarters"].min(axis=1) > x.min_quarter)
+        & (columns["drift_t"] >= (x.min_quiet_drift_t if drift else x.min_drift_t))
+    )
+    steps = columns["kept_steps"]
+    risen = steps > 0.1 * steps.max(axis=1, keepdims=True)
+    first = risen[:, 0].astype(np.int64) + (risen[:, 1:] & ~risen[:, :-1]).sum(axis=1)
+    stairs = (first >= x.min_stairs) & (risen.sum(axis=1) <= 2 * first)
+    long = columns["ramp_windows"] >= max(x.min_ramp_windows, x.min_ramp_share * (count - 1))
+    return (even | stairs) & long & (columns["last_third"] > x.min_last_third)
 
 
 def _tail(count: int, thresholds: Thresholds) -> int:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
 from .begin import began
-from .evidence import Evidence, Quiet, weigh, windows_of
+from .bulk import Prepared, prepare_many
+from .evidence import Evidence, Quiet, weigh
 from .floor import onset
 from .rule import Ruling, material_growth, rule_on
-from .segments import clean, judged_runs, without_glitches
 from .shape import growth_class, without_growth
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
@@ -24,20 +23,6 @@ from .work import against_work
 
 Array = NDArray[np.float64]
 _SERIES_AT_ONCE = 4096  # bounds what is held of a fleet at one time
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A cleaned series and its judged runs."""
-
-    series: Series
-    t: Array
-    y: Array
-    runs: tuple[tuple[int, int], ...]
-
-    @property
-    def trace_s(self) -> float:
-        return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
 
 
 # Different views of the same memory: which of them tells a leak best may change, the finding stays the same.
@@ -69,15 +54,7 @@ def judge_many(series: Iterable[Series], thresholds: Thresholds = DEFAULT) -> li
 
 
 def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
-    prepared = []
-    windows = []
-    for index, series in enumerate(batch):
-        t, y = without_glitches(*clean(series.times_s, series.values))
-        runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
-        prepared.append(Prepared(series, t, y, runs))
-        for run, (a, b) in enumerate(runs):
-            warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
-            windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
+    prepared, windows = prepare_many(batch, thresholds)
     by_run: dict[tuple[int, int], list[Evidence | Quiet]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):
         if evidence is not None:

@@ -16,6 +16,8 @@ while time.monotonic() < END:
         buffer = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         buffer[:] = bytes(SIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(SIZE))  # without the right to lock it stays plain
+        libc.mlock(
+            ctypes.c_void_p(address), ctypes.c_size_t(SIZE)
+        )  # without the right to lock it stays plain
         pool.append(buffer)
     time.sleep(0.05)
