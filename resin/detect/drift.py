@@ -32,7 +32,9 @@ def between_jumps(floors: Array) -> tuple[Array, NDArray[np.bool_]]:
     before = np.maximum.accumulate(np.where(jumps, -1, at), axis=1)
     after = np.minimum.accumulate(np.where(jumps, increments.shape[1], at)[:, ::-1], axis=1)[:, ::-1]
     left = np.where(before >= 0, filled[row, np.maximum(before, 0)], np.nan)
-    right = np.where(after < increments.shape[1], filled[row, np.minimum(after, increments.shape[1] - 1)], np.nan)
+    right = np.where(
+        after < increments.shape[1], filled[row, np.minimum(after, increments.shape[1] - 1)], np.nan
+    )
     left, right = np.where(np.isnan(left), right, left), np.where(np.isnan(right), left, right)
     smooth = np.where(jumps, np.nan_to_num(0.5 * (left + right)), increments)
     drift = np.concatenate([floors[:, :1], floors[:, :1] + np.cumsum(smooth, axis=1)], axis=1)

@@ -62,10 +62,12 @@ def rule_on(
         hours = max(limit - float(run_y[-1]), 0.0) / slope_per_h
     elif slope_per_h > 0 and e.level > 0:
         hours = e.level / slope_per_h  # no limit known: the time to double stands for it
+    horizon = x.horizon_hours if limit is not None else x.doubling_hours
     conditions = {
         "material": e.growth > material_growth(metric, e.level, limit, x),
-        "soon": hours is not None and hours <= (x.horizon_hours if limit is not None else x.doubling_hours) or (hours is None and e.growth > 0),
-        "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit
+        "soon": e.growth > 0 if hours is None else hours <= horizon,
+        "linear": e.r2 >= x.min_r2
+        and e.r2 >= e.best_r2 - x.max_r2_deficit
         and (not e.ended or e.stairs >= x.min_stairs),
         "grown up": float(run_t[-1] - run_t[0]) >= x.min_observed_s,
         "long": e.ramp_windows >= max(x.min_ramp_windows, x.min_ramp_share * (e.windows - 1))
@@ -77,7 +79,8 @@ def rule_on(
             and min(e.quarters) > x.min_quarter
             and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
-        "lasting": e.last_third > x.min_last_third and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
+        "lasting": e.last_third > x.min_last_third
+        and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
         "kept": e.returned < x.max_returned and e.net >= x.min_net,
         "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),
     }
@@ -123,7 +126,6 @@ def _against_past(
         ):
             return []
     return ["unlike its past"]
-
 
 
 def _straight_by_now(e: Evidence, run_t: Array, run_y: Array) -> bool:

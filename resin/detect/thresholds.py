@@ -51,7 +51,9 @@ class Thresholds:
     smooth_steps: int = 10
     smooth_over_falls: float = 0.25
     smooth_drift_t: float = 8.0  # no fall matters beside a ramp as even as this
-    max_past_jumps: float = 0.1  # of the blocks before: with more, only the sizes of the jumps are a yardstick
+    max_past_jumps: float = (
+        0.1  # of the blocks before: with more, only the sizes of the jumps are a yardstick
+    )
     min_over_cycle: float = 1.2  # growth over the largest slow fall before: below, it may be the next cycle
     # --- floor -------------------------------------------------------------------------------------
     tail_share: float = 0.1  # the end confirms that memory was not given back; it is not growth itself
