@@ -61,6 +61,12 @@ def _alias(cx: Context, x: Node, **kw: Any) -> Node:
     return x
 
 
+@rule("aten.copy")
+def _copy(cx: Context, x: Node, source: Node, non_blocking: bool = False) -> Node:
+    """What x holds after x.copy_(source); x gives the shape and the type."""
+    return cx.b.expand(cx.b.cast(source, cx.dtype), cx.shape)
+
+
 @rule("aten.clone")
 def _clone(cx: Context, x: Node, *, memory_format: Any = None) -> Node:
     """A copy that changes the layout is kept: it says in which order its producer should write."""
@@ -364,8 +370,6 @@ def _ones(cx: Context, *args: Any, **kw: Any) -> Node:
 
 @rule("aten.arange", "prims.iota")
 def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
-    if cx.dtype in FLOATS:
-        raise NotLowered("a floating-point arange")
     numbers = [a for a in args if not isinstance(a, Node)]
     if "start" in kw:  # prims.iota(length, *, start, step)
         start, step = kw["start"], kw["step"]
@@ -373,7 +377,12 @@ def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
         start = numbers[0] if len(numbers) > 1 else 0
         step = numbers[2] if len(numbers) > 2 else 1
     if not all(isinstance(v, int) for v in (start, step)):
-        raise NotLowered("an arange with fractional steps")
+        if not all(float(v).is_integer() for v in (start, step)):
+            raise NotLowered("an arange with fractional steps")
+        start, step = int(start), int(step)
+    exact = {"float32": 1 << 24, "float16": 1 << 11, "bfloat16": 1 << 8}.get(cx.dtype, 1 << 53)
+    if max(abs(start), abs(start + step * cx.shape[0])) > exact:
+        raise NotLowered(f"an arange beyond the integers of {cx.dtype}")
     return cx.b.iota(cx.shape[0], start, step, cx.dtype)
 
 
