@@ -232,7 +232,7 @@ class Builder:
 
     def dot(self, a: Node, b: Node, dtype: str) -> Node:
         shape = (*a.shape[:-1], b.shape[-1])
-        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute="float32")
+        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute=dtype)
 
     def attention(
         self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool, safe: bool = True
