@@ -114,6 +114,9 @@ class _Maker:
             arg = self.cast(self.value(node.args[0], at), node.compute)
             over = tuple(a for a in self.group.extents if a in self.group.reduced)
             return self.emit(Value("reduce", node.dtype, (arg,), fn=node.fn, over=over))
+        if node.kind == "scan":
+            arg = self.cast(self.value(node.args[0], index), node.compute)
+            return self.emit(Value("scan", node.dtype, (arg,), fn=node.fn, axis=self.group.reduced[0]))
         if node.kind == "dot":
             left, right = self.group.operands[node]
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
@@ -356,6 +359,8 @@ class _Finish:
                 values.append(Value("load", v.dtype, access=access(moved, tables[n], inside[n])))
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
+            elif v.kind == "scan":
+                values.append(Value("scan", v.dtype, args, fn=v.fn, axis=names[v.axis or ""]))
             elif v.kind in ("reduce", "dot"):
                 over = tuple(names[a] for a in self.order if a in (v.over if v.over and v.over[0] in names
                                                                    else self.group.reduced))  # fmt: skip

@@ -17,6 +17,7 @@ from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
 from .emit.convolution import emit_convolution, is_convolution
 from .emit.loops import emit_loops
+from .emit.scan import emit_scan, is_scan, scan_tiling
 from .emit.scatter import emit_scatter, is_scatter, scatter_tiling
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
@@ -77,7 +78,7 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
     """The search's result, once per expression and device; None for kernels whose tiles are given."""
-    if is_attention(expr) or is_scatter(expr):
+    if is_attention(expr) or is_scatter(expr) or is_scan(expr):
         return None
     if is_convolution(expr):
         product = as_product(expr)
@@ -87,7 +88,9 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
 
 def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
     """Tiles of the kernels that are not searched."""
-    return scatter_tiling(expr, cpu) if is_scatter(expr) else attention_tiling(expr, cpu)
+    if is_scatter(expr):
+        return scatter_tiling(expr, cpu)
+    return scan_tiling(expr, cpu) if is_scan(expr) else attention_tiling(expr, cpu)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
@@ -106,6 +109,8 @@ def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = Fal
     """Triton text of an expression under a tiling."""
     if is_scatter(expr):
         return emit_scatter(expr, tiling, expr.name, check)
+    if is_scan(expr):
+        return emit_scan(expr, tiling, expr.name, check)
     if is_attention(expr):
         return emit_attention(expr, tiling, expr.name, check)
     if is_convolution(expr):

@@ -3,7 +3,7 @@
     kernel  := TensorExpr(axes, values, writes)          one fused kernel, one iteration space
     axes    := (Axis ...)                                spatial first, then reduce
     values  := (Value ...)                               SSA; a scalar at one point of the iteration space
-    value   := load | const | index | call | reduce | dot
+    value   := load | const | index | call | reduce | scan | dot
     access  := tensor, affine index per tensor dimension, strides
 
     row-wise softmax over X[M, N]:
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 AxisKind = Literal["spatial", "reduce"]
-ValueKind = Literal["load", "const", "index", "call", "reduce", "dot"]
+ValueKind = Literal["load", "const", "index", "call", "reduce", "scan", "dot"]
 
 ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -117,6 +117,7 @@ class Value:
     load:   access                        const: number (float | int | bool)      index: axis
     call:   fn (a name of ops.pointwise) and args
     reduce: fn (sum, prod, max, min, argmax, argmin, any, all, welford…), args, over (names of reduce axes)
+    scan:   fn (add, mul, logaddexp) of args up to each point of `axis`
     dot:    args = (a, b), over = the contracted axis; accumulates in `dtype`
     """
 
@@ -133,7 +134,7 @@ class Value:
         args = " ".join(f"v{i}" for i in self.args)
         what = {"load": str(self.access), "const": str(self.number), "index": str(self.axis),
                 "call": f"{self.fn} {args}", "reduce": f"{self.fn} {args} over {','.join(self.over)}",
-                "dot": f"{args} over {','.join(self.over)}"}[self.kind]  # fmt: skip
+                "scan": f"{self.fn} {args} along {self.axis}", "dot": f"{args} over {','.join(self.over)}"}[self.kind]  # fmt: skip
         return f"{self.kind} {what} : {self.dtype}"
 
 
@@ -200,7 +201,7 @@ class TensorExpr:
                 total += 2 * math.prod(extent[a] for a in moves[v.args[0]] | moves[v.args[1]])
             elif v.kind == "reduce":
                 total += math.prod(extent[a] for a in frozenset().union(*(moves[i] for i in v.args)))
-            elif v.kind == "call":
+            elif v.kind in ("call", "scan"):
                 total += math.prod(extent[a] for a in own)
         return total
 

@@ -149,6 +149,8 @@ class _Fuser(Reductions, Contractions, Scatters):
             self.dot(item)
         elif item.kind == "conv":
             self.conv(item)
+        elif item.kind == "scan":
+            self.scan(item)
         elif item.kind == "scatter":
             self.scatter(item)
         elif item.kind == "attention":
@@ -274,7 +276,7 @@ class _Fuser(Reductions, Contractions, Scatters):
         if not self.enabled:
             return []
         found = {self.home[b]: None for o in pointwise_operands(node) if (b := base_of(o)) in self.home}
-        rank = {"dot": 0, "reduce": 1, "pointwise": 2}
+        rank = {"dot": 0, "reduce": 1, "scan": 1, "pointwise": 2}
         return sorted((g for g in found if g.kind in rank), key=lambda g: (rank[g.kind], -g.number))
 
     def schedule(self) -> list[Any]:
@@ -319,6 +321,6 @@ def _trivial(node: Node) -> bool:
 
 def _has_effects(call: ExternCall) -> bool:
     target = call.target
-    return isinstance(target, torch._ops.OpOverload) and (
+    return getattr(target, "draws", False) or isinstance(target, torch._ops.OpOverload) and (
         target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
     )

@@ -241,7 +241,7 @@ class Builder:
 
     def dot(self, a: Node, b: Node, dtype: str) -> Node:
         shape = (*a.shape[:-1], b.shape[-1])
-        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute="float32")
+        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute=dtype)
 
     def conv(self, x: Node, w: Node, stride: Sequence[int], dilation: Sequence[int]) -> Node:
         window = w.shape[:-3]

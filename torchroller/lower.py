@@ -12,7 +12,7 @@ from torch import fx
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, FLOATS, Builder, Node
-from .ops import attention, contraction, conv, elementwise, indexing, pool, reduction, scatter, views  # noqa: F401  (they register their rules)
+from .ops import attention, contraction, conv, elementwise, foreach, indexing, pool, random, reduction, scan, scatter, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
 from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
@@ -23,6 +23,16 @@ VIEW_PACKETS = frozenset(
         "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten", "diagonal",
     )
 )  # fmt: skip
+
+
+# Operators that stay ATen calls, and why.
+NEVER = {
+    **dict.fromkeys(("aten.topk", "aten.sort", "aten.kthvalue", "aten.median", "aten.mode"),
+                    "ATen's selection is faster than a sorting network of Triton"),
+    **dict.fromkeys(("aten.nonzero", "aten.unique", "aten._unique2", "aten.masked_select", "aten.unique_consecutive"),
+                    "the size of the result depends on values"),
+    "aten.masked_scatter": "which value goes where depends on values",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +234,9 @@ class _Reader:
         packet = str(target._schema.name).replace("::", ".")
         lowering = RULES.get(packet)
         if lowering is None:
-            raise NotLowered(f"no rule for {packet}")
+            if torch.Tag.nondeterministic_seeded in target.tags:
+                raise NotLowered(random.REASON)
+            raise NotLowered(NEVER.get(packet, f"no rule for {packet}"))
         if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
@@ -233,7 +245,7 @@ class _Reader:
             if fused is not None:
                 return fused
         used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
-        value = lowering(Context(self.b, meta, used), *args, **kwargs)
+        value = lowering(Context(self.b, meta, used, self.called(node)), *args, **kwargs)
         return self.conforming(packet, value, meta)
 
     def admissible(self, meta: Any, args: Any, kwargs: Any) -> None:
@@ -291,6 +303,17 @@ class _Reader:
             return results
         return results[0] if results[0] is not None else None
 
+    def called(self, node: fx.Node) -> Any:
+        """Lets a rule have a part of its operator done by a call without operands."""
+
+        def call(target: Any, meta: torch.Tensor, reason: str) -> Node:
+            strides = [int(s) for s in meta.stride()]
+            result = self.b.extern(None, 0, [int(s) for s in meta.shape], _dtype(meta), strides)
+            self.externs.append(ExternCall(target, (), {}, (result,), False, reason, node.name, _where(node)))
+            return result
+
+        return call
+
     def outputs(self, node: fx.Node) -> tuple[Output, ...]:
         found: list[Output] = []
         roots: dict[Node, fx.Node] = {}
@@ -330,11 +353,20 @@ def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         reads = [a for a in value.all_input_nodes if a is target]
         returned = any(u.op == "output" for u in value.users)
         meta = target.meta["val"]
-        if (value.args[0] is target and len(reads) == 1 and set(target.users) == {value, node} and not returned
+        readers = {u for u in target.users if not _unread(u)}
+        if (value.args[0] is target and len(reads) == 1 and readers == {value, node} and not returned
                 and sum(a is target for a in _flat((value.args, value.kwargs))) == 1
                 and meta.dtype == value.meta["val"].dtype and meta.is_contiguous()):  # fmt: skip
             found[value] = target
     return found
+
+
+def _unread(node: fx.Node) -> bool:
+    """A view that only says where aten.copy writes: its values are not read."""
+    packet = str(getattr(node.target, "_schema", node).name).replace("::", ".")  # type: ignore[union-attr]
+    return packet in VIEW_PACKETS and all(
+        u.target is torch.ops.aten.copy.default and u.args[0] is node or _unread(u) for u in node.users
+    )
 
 
 def _flat(value: Any) -> list[Any]:

@@ -137,7 +137,8 @@ class _Contraction:
 
     def main_loop(self) -> None:
         body, k = self.body, self.k
-        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.float32)")
+        whole = self.dot.dtype == "int32"
+        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.{self.dot.dtype})")
         single = self.bk >= k.extent
         if not single:
             body.line(f"for k0 in range(0, {k.extent}, {self.bk}):")
@@ -147,7 +148,8 @@ class _Contraction:
         masked = k.extent % self.bk != 0
         a = self.operand(0, "k[None, :]", masked)
         b = self.packed_tile(masked) if self.pack else self.operand(1, "k[:, None]", masked)
-        body.line(f'acc = tl.dot({a}, {b}, acc, input_precision="ieee")')
+        precision = "out_dtype=tl.int32" if whole else 'input_precision="ieee"'
+        body.line(f"acc = tl.dot({a}, {b}, acc, {precision})")
         if not single:
             body.indent -= 1
         body.have = {self.number: "acc"}

@@ -61,6 +61,12 @@ def _alias(cx: Context, x: Node, **kw: Any) -> Node:
     return x
 
 
+@rule("aten.copy")
+def _copy(cx: Context, x: Node, source: Node, non_blocking: bool = False) -> Node:
+    """What x holds after x.copy_(source); x gives the shape and the type."""
+    return cx.b.expand(cx.b.cast(source, cx.dtype), cx.shape)
+
+
 @rule("aten.clone")
 def _clone(cx: Context, x: Node, *, memory_format: Any = None) -> Node:
     """A copy that changes the layout is kept: it says in which order its producer should write."""

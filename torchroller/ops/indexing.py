@@ -100,3 +100,43 @@ def _pad(cx: Context, x: Node, pad: Sequence[int], value: Any = 0) -> Node:
         if len(parts) > 1:
             x = cx.b.cat(parts, dim)
     return x
+
+
+@rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
+def _embedding_bag(cx: Context, weight: Node, indices: Node, offsets: Node, scale_grad_by_freq: bool = False, mode: int = 0,
+                   sparse: bool = False, per_sample_weights: Node | None = None, include_last_offset: bool = False,
+                   padding_idx: int = -1) -> Any:  # fmt: skip
+    """Bags of one size, as a matrix of indices gives them; their sum or mean is a gather and a reduction."""
+    if set(cx.used) - {0}:
+        raise NotLowered("an embedding_bag whose bookkeeping the backward pass reads")
+    step = _even(offsets)
+    if step is None or include_last_offset or padding_idx >= 0 or mode > 1 or len(indices.shape) != 1:
+        raise NotLowered("an embedding_bag whose bags are data, or of a mode other than sum and mean")
+    if step * offsets.shape[0] != indices.shape[0]:
+        raise NotLowered("an embedding_bag whose last bag has another size")
+    b, (bags, width) = cx.b, (offsets.shape[0], weight.shape[1])
+    kind = "float32" if weight.dtype in ("float16", "bfloat16") else weight.dtype
+    at = b.expand(b.reshape(indices, (bags, step, 1)), (bags, step, width))
+    rows = b.cast(b.gather(weight, (at, 2), at.shape), kind)
+    if per_sample_weights is not None:
+        share = b.reshape(b.cast(per_sample_weights, kind), (bags, step, 1))
+        rows = b.call("mul", kind, rows, share)
+    total = b.reduce("sum", rows, (1,), kind)
+    if mode == 1:
+        total = b.call("mul", kind, total, b.const(1 / step, kind))
+    return b.cast(total, weight.dtype), None, None, None
+
+
+def _even(offsets: Node) -> int | None:
+    """The step of offsets 0, step, 2 * step, …; None where they are something else."""
+    node, step = offsets, 1
+    while node.kind == "pointwise" and node.fn in ("cast", "mul"):
+        if node.fn == "mul":
+            factor = node.args[1]
+            while factor.kind == "view":
+                factor = factor.args[0]
+            if factor.kind != "const" or not isinstance(factor.number, int):
+                return None
+            step *= factor.number
+        node = node.args[0]
+    return step if node.kind == "iota" and len(node.shape) == 1 else None

@@ -243,6 +243,19 @@ def nan_max(a, b):
 def nan_min(a, b):
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 """, ()),
+    "plus": ("""\
+@triton.jit
+def plus(a, b):
+    return a + b
+""", ()),
+    "log_add_exp": ("""\
+@triton.jit
+def log_add_exp(a, b):
+    top = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+    low = tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+    far = (top == low) & (tl.abs(top) == float('inf'))  # inf - inf
+    return tl.where(far, top, top + tl.log(1.0 + tl.exp(low - top)))
+""", ()),
     "multiply": ("""\
 @triton.jit
 def multiply(a, b):
