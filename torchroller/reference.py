@@ -95,6 +95,10 @@ class _Writer:
             if view is None:
                 raise _Missing(f"no value of the graph is what it writes to {self.fused.storage[node].buffer}")
             results.append((self.name(view[0]), view[1]))
+        outputs = {*self.kernel.outputs}
+        for name, tensor in self.tensor.items():
+            if tensor not in outputs and not any(f"({tensor}, " in line for line in self.lines):
+                raise _Missing(f"it also reads {name}, which is no value of the graph")
         return Reference(tuple(self.lines), tuple(results))
 
     def end(self, node: Node) -> tuple[fx.Node, View] | None:
