@@ -7,7 +7,7 @@ accesses walk as one are merged, so a contiguous pointwise kernel has one axis w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
