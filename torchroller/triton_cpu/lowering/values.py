@@ -237,6 +237,10 @@ class Remap(Tensor):
             vdim = self.source_dims.index(place.vdim)
         return Place(coords, vdim, place.lanes if vdim is not None else 1)
 
+    def source_dim(self, vdim: int | None) -> int | None:
+        """The dimension of the source behind an own one; None where the source does not vary along it."""
+        return self.source_dims.index(vdim) if vdim is not None and vdim in self.source_dims else None
+
     def compute(self, ev: Evaluator, place: Place) -> str:
         return ev.at(self.source, self.inner(place))
 
