@@ -39,7 +39,8 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     while True:
         lowered = lower(gm, options, denied)
         try:
-            return assemble(lowered, fuse(lowered, options.fuse), options, static)
+            constant = _constants(lowered, options, static)
+            return assemble(lowered, fuse(lowered, options.fuse, constant), options, constant)
         except GroupError as error:
             fresh = error.origins - denied.keys()
             if options.strict or not fresh:
@@ -48,9 +49,13 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
             denied.update(dict.fromkeys(fresh, error.reason))
 
 
-def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
+def _constants(lowered: Lowered, options: Options, static: frozenset[int]) -> frozenset[str]:
+    """Inputs that are packed for the kernels that read them."""
+    return frozenset({f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else ())
+
+
+def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozenset[str]) -> ExecutionPlan:
     executor = executor_for(options.executor, lowered.device, cache_dir(options.cache_dir))
-    constant = {f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else set()
     needed = frozenset(n for n in fused.writers if n in fused.storage)
     kernels: dict[Group, Kernel] = {}
     for step in fused.steps:
@@ -186,7 +191,7 @@ def kernel_name(group: Group) -> str:
     return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
 
 
-def _is_constant(kernel: Kernel, tensor: str | None, constant: set[str]) -> bool:
+def _is_constant(kernel: Kernel, tensor: str | None, constant: frozenset[str]) -> bool:
     return tensor is not None and kernel.buffers[int(tensor[1:])] in constant
 
 

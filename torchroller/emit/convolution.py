@@ -17,6 +17,9 @@ from .contraction import HALF
 from .contraction import packable as packable_matrix
 
 
+SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
+
+
 def is_convolution(expr: TensorExpr) -> bool:
     """One dot over a window and channels, or of an image that is read with a border or in strides."""
     if len(expr.dots) != 1:
@@ -25,7 +28,12 @@ def is_convolution(expr: TensorExpr) -> bool:
     image = expr.values[dot.args[0]].access
     if image is None:
         return False
-    return len(dot.over) > 1 or image.bounded and not image.gathers
+    if image.gathers:
+        return False
+    if len(dot.over) > 1 or image.bounded:
+        return True
+    rows = sides(expr).rows
+    return len(rows) > 1 and max(a.extent for a in rows) <= SHORT_ROW
 
 
 def packable(expr: TensorExpr) -> str | None:
