@@ -55,11 +55,11 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
     if construction is None:
         return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack, check), key, search=search)
     if measure and len(construction.ranked) > 1:
-        sources = [emit(plain, tiling_of(p, spec.is_cpu), pack, check) for p in construction.ranked]
+        sources = [emit(plain, tiling_of(p, spec), pack, check) for p in construction.ranked]
         times = timings(plain, sources, executor)
         chosen = min(range(len(times)), key=times.__getitem__)
         return Choice(sources[chosen], key, chosen, tuple(times), search=search)
-    return Choice(emit(plain, tiling_of(construction.best, spec.is_cpu), pack, check), key, search=search)
+    return Choice(emit(plain, tiling_of(construction.best, spec), pack, check), key, search=search)
 
 
 def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: Path) -> None:
@@ -84,11 +84,15 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
     return construct(expr, spec, top_k=topk)
 
 
-def tiling_of(program: RProgram, cpu: bool = True) -> Tiling:
+def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
     """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
-    lone = () if cpu else (("m", 16), ("n", 16))
+    lone = () if spec.is_cpu else (("m", 16), ("n", 16))
     return Tiling(
-        (*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages
+        (*program.block.items(), *program.step.items(), *lone),
+        program.num_warps,
+        program.num_stages,
+        panel=program.panel,
+        group=program.row_group,
     )
 
 

@@ -14,6 +14,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torchroller.triton_cpu.blocking import micro_kernels
 from torchroller.spec import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
@@ -54,8 +55,6 @@ def read_cpu(
     cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
     bf16 = peak * 2 if "avx512bf16" in features else None
     int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
-    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
-    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
     source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )
@@ -83,7 +82,7 @@ def read_cpu(
         accumulator_bytes=0,
         stages=(1,),
         vector_bytes=vector_bytes,
-        micro_kernels=micro,
+        micro_kernels=micro_kernels(8 * vector_bytes),
         launch_s=3e-7,
         fork_s=7e-7 if units > 1 else 0.0,
         program_s=2e-8,

@@ -106,6 +106,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozens
                 layout.k_strides,
                 layout.offset,
                 layout.block,
+                layout.group,
             )
             if layout_key not in packed:
                 name = f"packed{len(packed)}"

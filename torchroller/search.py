@@ -29,7 +29,7 @@ from torchroller.expr import TensorExpr
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
-from torchroller.traffic import Tiled, register_block, wave_tile
+from torchroller.traffic import Tiled, register_block, row_group, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
@@ -331,6 +331,8 @@ def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
         levels=_levels(space, device, c),
         estimate=c.estimate,
         extents=dict(zip(names, space.extents)),
+        row_group=row_group(c.tiled),
+        panel=register_block(c.tiled)[1] if device.is_cpu and space.has_dot else 0,
     )
 
 

@@ -80,6 +80,8 @@ class RProgram:
     step:  extent of one loop iteration per reduce axis (powers of two; >= the axis means no loop)
     grid:  number of programs
     levels: (memory level, tile resident there), from the whole problem in DRAM down to registers
+    row_group: tiles of rows of a contraction that share each tile of columns before the next; 0 for all
+    panel: columns of the second operand of a dot that the register block of a CPU reads together; else 0
     """
 
     name: str
@@ -92,6 +94,8 @@ class RProgram:
     levels: tuple[tuple[str, RTile], ...]
     estimate: Estimate
     extents: Mapping[str, int] = field(default_factory=dict)
+    row_group: int = 0
+    panel: int = 0
 
     def holds(self, axis: str) -> bool:
         """Whether a program takes the whole of a reduce axis at once instead of looping over it."""

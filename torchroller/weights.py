@@ -77,13 +77,13 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
         rows = torch.as_strided(source.detach(), shape, [abs(st) for st in strides], start)
         rows = rows.flip(back) if back else rows
         rows = rows.reshape(math.prod(outer), layout.k, last)
-        whole = last // layout.block * layout.block
-        if whole == last:
-            return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
+        full, rest = divmod(last, layout.block)
+        if full == layout.tiles:
+            return rows.unflatten(2, (full, layout.block)).transpose(1, 2).contiguous()
         out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
                           device=source.device)  # fmt: skip
-        out[:, : layout.tiles - 1] = (
-            rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
-        )
-        out[:, -1, :, : last - whole] = rows[:, :, whole:]
+        whole = rows[:, :, : last - rest]
+        out[:, :full] = whole.unflatten(2, (full, layout.block)).transpose(1, 2)
+        if rest:
+            out[:, full, :, :rest] = rows[:, :, last - rest :]
     return out

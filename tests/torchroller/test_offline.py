@@ -49,7 +49,7 @@ def source_for(expr: TensorExpr, spec: DeviceSpec) -> TritonSource:
     construction = ranked(plain, spec, 10)
     if construction is None:
         return emit(plain, attention_tiling(plain, spec.is_cpu))
-    return emit(plain, tiling_of(construction.best, spec.is_cpu))
+    return emit(plain, tiling_of(construction.best, spec))
 
 
 @functools.cache

@@ -30,6 +30,7 @@ class Tiling:
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 2
+    panel: int = 0  # contraction: columns of B that the register block reads together; 0: the whole block
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
 
     def of(self, axis: str) -> int:
@@ -38,7 +39,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Pack:
-    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
+    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros to a multiple of `group` tiles.
 
     Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
     where k counts several axes, `k_shape` and `k_strides` are theirs.
@@ -53,13 +54,14 @@ class Pack:
     n_strides: tuple[int, ...]
     offset: int
     block: int
+    group: int = 1
     k_shape: tuple[int, ...] = ()
     k_strides: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> int:
         """Tiles along the last digit of n."""
-        return -(-self.n_shape[-1] // self.block)
+        return -(-self.n_shape[-1] // (self.block * self.group)) * self.group
 
     @property
     def elements(self) -> int:
