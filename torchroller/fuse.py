@@ -9,7 +9,7 @@ each reader computes them again rather than loading them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -27,9 +27,12 @@ INLINE_COST = 8
 INLINE_LOADS = 3
 
 
-def fuse(lowered: Lowered, enabled: bool = True) -> Fused:
-    """Groups the values that the outputs and extern calls need into kernels."""
-    return _Fuser(lowered, enabled).run()
+def fuse(lowered: Lowered, enabled: bool = True, constant: Collection[str] = ()) -> Fused:
+    """Groups the values that the outputs and extern calls need into kernels.
+
+    `constant` names inputs that will be packed for the kernels that read them.
+    """
+    return _Fuser(lowered, enabled, constant).run()
 
 
 class _Fuser(Reductions, Contractions, Scatters):
@@ -173,10 +176,12 @@ class _Fuser(Reductions, Contractions, Scatters):
             self.store(base)
             source, (strides, offset) = pad.args[0], self.guess(base)
             walked = walked_strides(source, strides)
-            gaps = source.shape[-1] >= FEW_CHANNELS and walked is not None and walked[-1] != 1
+            gaps = pad.view[3] and source.shape[-1] >= FEW_CHANNELS and walked is not None and walked[-1] != 1
             if gaps or strided_view(source, strides, offset) is None:
                 # channels are brought together once, not by every tap
-                object.__setattr__(pad, "args", (self.stored_copy(pad.args[0]),))
+                if source not in self.together:
+                    self.together[source] = self.stored_copy(source)
+                object.__setattr__(pad, "args", (self.together[source],))
 
     def extern(self, call: ExternCall) -> None:
         deps: set[Any] = set()

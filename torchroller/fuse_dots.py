@@ -35,6 +35,9 @@ class Contractions(Joining):
         if not self.walks_channels(x):
             # a copy is due anyway; made of the padded tensor, it also saves the checks at the borders
             x = self.stored_copy(x)
+        strides = walked_strides(w, self.guess(base_of(w))[0])
+        if base_of(w).name not in self.constant and w.shape[-1] > 1 and (strides is None or strides[-1] != 1):
+            w = self.stored_copy(w)  # not packed: the filters are brought together, once for all programs
         for attempt in (0, 1):
             object.__setattr__(node, "args", (x, w))
             group, index = self.new_group("dot", node.shape)

@@ -300,12 +300,20 @@ class Builder:
         shape[dim] = length
         return self._view(x, shape, ("slice", dim, start, step))
 
-    def pad(self, x: Node, low: Sequence[int], high: Sequence[int], fill: float | int) -> Node:
-        """`x` with `low` and `high` positions of `fill` around each dimension; nothing is written."""
+    def pad(
+        self, x: Node, low: Sequence[int], high: Sequence[int], fill: float | int | bool, gather: bool = False
+    ) -> Node:
+        """`x` with `low` and `high` positions of `fill` around each dimension (cut off where negative).
+
+        Nothing is written; readers test their index. `gather`: many readers walk the last dimension, so that it
+        is brought together in memory first where it is not.
+        """
         if any(v.view[0] == "pad" for v in views_of(x)):
+            if not any(low) and not any(high):
+                return x
             x = self.copy(x)
         shape = [a + s + z for a, s, z in zip(low, x.shape, high)]
-        return self._view(x, shape, ("pad", tuple(low), fill))
+        return self._view(x, shape, ("pad", tuple(low), fill, gather))
 
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
         shape = tuple(int(s) for s in shape)

@@ -8,6 +8,7 @@ strides or an affine index. An axis that a reshape cuts is split in the whole gr
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from .graph import Builder, Node, base_of, contiguous_strides
@@ -26,8 +27,8 @@ LONG_ROW = 1 << 16
 class Joining:
     """The state of a fusion, and the rules of membership. `fuse.py` drives it."""
 
-    def __init__(self, lowered: Lowered, enabled: bool) -> None:
-        self.lowered, self.enabled = lowered, enabled
+    def __init__(self, lowered: Lowered, enabled: bool, constant: Collection[str] = ()) -> None:
+        self.lowered, self.enabled, self.constant = lowered, enabled, frozenset(constant)
         self.b: Builder = lowered.builder
         self.groups: list[Group] = []
         self.home: dict[Node, Group] = {}
@@ -43,6 +44,7 @@ class Joining:
         self.parts: dict[Node, list[Node]] = {}
         self.cat_deps: dict[Node, set[Any]] = {}
         self.layouts: dict[Node, tuple[int, ...]] = {}
+        self.together: dict[Node, Node] = {}  # copies whose last dimension is one run of memory
         self.after: Any = None
         self.in_place: dict[Node, Node] = {}  # values that are written over the graph input that they come from
 

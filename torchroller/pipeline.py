@@ -42,9 +42,10 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
             with debug.graph(gm):
                 lowered = lower(gm, options, denied)
                 debug.stage("lowered", lambda: str(lowered))
-                fused = fuse(lowered, options.fuse)
+                constant = _constants(lowered, options, static)
+                fused = fuse(lowered, options.fuse, constant)
                 debug.stage("fused", lambda: str(fused))
-                return assemble(lowered, fused, options, static)
+                return assemble(lowered, fused, options, constant)
         except GroupError as error:
             fresh = error.origins - denied.keys()
             if options.strict or not fresh:
@@ -53,10 +54,16 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
             denied.update(dict.fromkeys(fresh, error.reason))
 
 
-def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
+def _constants(lowered: Lowered, options: Options, static: frozenset[int]) -> frozenset[str]:
+    """Inputs that are packed for the kernels that read them; not those that the graph itself writes to."""
+    if not options.pack_weights:
+        return frozenset()
+    held = {f"arg{i}" for i in static} | set(lowered.constants)
+    return frozenset(held - {target.name for target, _ in lowered.mutations})
+
+
+def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozenset[str]) -> ExecutionPlan:
     executor = executor_for(options.executor, lowered.device, cache_dir(options.cache_dir))
-    constant = {f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else set()
-    constant -= {target.name for target, _ in lowered.mutations}
     needed = frozenset(n for n in fused.writers if n in fused.storage)
     kernels: dict[Group, Kernel] = {}
     for step in fused.steps:
@@ -200,7 +207,7 @@ def kernel_name(group: Group) -> str:
     return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
 
 
-def _is_constant(kernel: Kernel, tensor: str | None, constant: set[str]) -> bool:
+def _is_constant(kernel: Kernel, tensor: str | None, constant: frozenset[str]) -> bool:
     return tensor is not None and kernel.buffers[int(tensor[1:])] in constant
 
 

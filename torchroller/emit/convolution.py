@@ -3,7 +3,8 @@
 A program owns BLOCK_M positions of the output, all images and rows of it counted through, and BLOCK_N filters. It
 walks the taps of the window, and for each the channels in steps of BLOCK_K: one loop, whose number gives tap and
 channels. A row of the left operand is a run of channels at one place of the image; where that place lies outside,
-the load is masked. Constant filters come packed as [group][filter tile][tap][channel][BLOCK_N].
+the load is masked. Constant filters come packed as [group][filter tile][tap][channel][BLOCK_N], for a CPU in panels of
+the register block as in `contraction`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from .contraction import HALF
 from .contraction import packable as packable_matrix
 
 
+SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
+
+
 def is_convolution(expr: TensorExpr) -> bool:
     """One dot over a window and channels, or of an image that is read with a border or in strides."""
     if len(expr.dots) != 1:
@@ -25,7 +29,12 @@ def is_convolution(expr: TensorExpr) -> bool:
     image = expr.values[dot.args[0]].access
     if image is None:
         return False
-    return len(dot.over) > 1 or image.bounded and not image.gathers
+    if image.gathers:
+        return False
+    if len(dot.over) > 1 or image.bounded:
+        return True
+    rows = sides(expr).rows
+    return len(rows) > 1 and max(a.extent for a in rows) <= SHORT_ROW
 
 
 def packable(expr: TensorExpr) -> str | None:
@@ -224,17 +233,25 @@ class _Convolution:
         return name
 
     def packed_tile(self, masked: bool) -> str:
-        """One run of memory."""
-        depth, taps = self.sides.depth, math.prod(a.extent for a in self.sides.taps)
-        tile = "0"
+        """This program's filters, next BLOCK_K channels, of the packed weight."""
+        depth, tile = self.sides.depth, "0"
         for key, count in (*((a.name, a.extent) for a in self.sides.groups), ("columns", self.tiles_n)):
             here = self.program[key]
             tile = here if tile == "0" else f"({tile} * {count} + {here})" if count > 1 else tile
-        parts = [] if tile == "0" else [f"{tile} * {taps * depth * self.bn}"]
-        parts += [] if self.tap == "0" else [f"{self.tap} * {depth * self.bn}"]
-        parts += [f"k[:, None] * {self.bn}", f"tl.arange(0, {self.bn})[None, :]"]
-        mask = f", mask=k[:, None] < {depth}, other=0" if masked else ""
-        self.body.line(f"b = tl.load({self.pack_layout().tensor} + ({' + '.join(parts)}){mask})")
+        layout = self.pack_layout()
+        wide, panels = layout.block, self.bn // layout.block
+        parts = [] if tile == "0" else [f"{tile} * {layout.k * self.bn}"]
+        parts += [] if self.tap == "0" else [f"{self.tap} * {depth * wide}"]
+        if panels == 1:
+            parts += [f"k[:, None] * {wide}", f"tl.arange(0, {wide})[None, :]"]
+            mask = f", mask=k[:, None] < {depth}, other=0" if masked else ""
+            self.body.line(f"b = tl.load({layout.tensor} + ({' + '.join(parts)}){mask})")
+            return "b"
+        parts += [f"k[:, None, None] * {wide}", f"tl.arange(0, {panels})[None, :, None] * {layout.k * wide}",
+                  f"tl.arange(0, {wide})[None, None, :]"]  # fmt: skip
+        mask = f", mask=k[:, None, None] < {depth}, other=0" if masked else ""
+        text = f"tl.load({layout.tensor} + ({' + '.join(parts)}){mask})"
+        self.body.line(f"b = tl.reshape({text}, ({self.bk}, {self.bn}))")
         return "b"
 
     def pack_layout(self) -> Pack:
@@ -246,8 +263,9 @@ class _Convolution:
         n_strides = (*(access.stride_of(a.name) for a in self.sides.groups),
                      access.stride_of(last[0].name) if last else 0)  # fmt: skip
         strides = tuple(access.stride_of(a.name) for a in over)
+        wide = min(self.tiling.panel or self.bn, self.bn)
         return Pack(access.tensor, access.dtype, math.prod(a.extent for a in over), strides[-1], n_shape, n_strides,
-                    access.offset, self.bn, k_shape=tuple(a.extent for a in over), k_strides=strides)  # fmt: skip
+                    access.offset, wide, self.bn // wide, tuple(a.extent for a in over), strides)  # fmt: skip
 
     def epilogue(self) -> None:
         body = self.body

@@ -68,7 +68,7 @@ def convolve(cx: Context, image: Node, low: Sequence[int], high: Sequence[int], 
     """[n, *out, g * m] from [n, *in, g * c] with a border, and filters [*window, g, c, m]."""
     b = cx.b
     if any(low) or any(high):
-        image = b.pad(image, low, high, 0)
+        image = b.pad(image, low, high, 0, gather=True)
     *_, groups, channels, columns = filters.shape
     image = b.reshape(image, (*image.shape[:-1], groups, channels))
     out = b.conv(image, filters, stride, dilation)
@@ -105,7 +105,7 @@ def _depthwise(cx: Context, image: Node, w: Node, stride: Sequence[int], padding
     split = b.reshape(w, (channels, times, *window))
     filters = b.settled(b.cast(b.permute(split, (*range(2, 2 + rank), 0, 1)), "float32"))
     total = None
-    for tap, value in windows(cx, b.pad(image, border, border, 0), window, stride, dilation, out):
+    for tap, value in windows(cx, b.pad(image, border, border, 0, gather=True), window, stride, dilation, out):
         factor = filters
         for t in tap:
             factor = b.select(factor, 0, t)

@@ -35,7 +35,7 @@ def _bordered(cx: Context, image: Node, window: Sequence[int], stride: Sequence[
     low = [0, *padding, 0]
     high = [max(p, (o - 1) * s + d * (k - 1) + 1 - size - p) for o, s, d, k, size, p in
             zip(out, stride, dilation, window, image.shape[1:], padding)]  # fmt: skip
-    return cx.b.pad(image, low, [0, *high, 0], fill)
+    return cx.b.pad(image, low, [0, *high, 0], fill, gather=True)
 
 
 @rule("aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
@@ -183,8 +183,8 @@ def _adaptive(cx: Context, x: Node, size: Sequence[int]) -> Node:
         start = b.call("idiv", "int64", b.call("mul", "int64", number, b.const(i, "int64")), b.const(m, "int64"))
         after = b.call("mul", "int64", b.call("add", "int64", number, b.const(1, "int64")), b.const(i, "int64"))
         end = b.call("idiv", "int64", b.call("add", "int64", after, b.const(m - 1, "int64")), b.const(m, "int64"))
-        starts.append(spread(start))
-        lengths.append(spread(b.call("sub", "int64", end, start)))
+        starts.append(spread(b.settled(start)))
+        lengths.append(spread(b.settled(b.call("sub", "int64", end, start))))
     total = None
     from itertools import product
 
