@@ -3,7 +3,9 @@
 Every case builds all contenders, then lets them take turns, round after round (A B C A B C …), so that whatever
 slows the machine down slows all of them. A turn is a few calls that are not timed, to bring code and data back into
 cache after the others' turns, and some that are. Printed and saved: median, quartiles, minimum, ratio to the fastest
-dense contender, and the largest relative error against fp64. Results go to --json with machine and versions.
+dense contender, and the largest relative error against fp64. Calls during which another process took the core away
+are left out (by the time that threads waited for a core, see `undisturbed`); the counts are saved. Results go to
+--json with machine and versions.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ TURN = 8
 """Timed calls of a contender before the next one's turn."""
 WARM = 3
 """Calls before them that are not timed: what the others left in the caches is gone afterwards."""
+LEAST_CLEAN = 5
 PAUSE_S = 0.01
 """Before each turn: workers of the others' thread pools spin for some milliseconds after their last call."""
 SPARSITIES = {"unstructured": (75, 90, 95, 99), "block 32x1": (75, 90, 95), "block 16x16": (75, 90, 95),
@@ -63,6 +66,8 @@ class Row:
     min_s: float | None = None
     max_rel_err: float | None = None
     note: str = ""
+    clean: int = 0
+    calls: int = 0
 
 
 @dataclass
@@ -84,9 +89,31 @@ class Case:
         return min(found, default=None)
 
 
+def waited_s() -> float:
+    """Seconds that this process's threads have waited for a core, so far. 0 where the kernel does not tell."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[1])
+        except (OSError, IndexError, ValueError):  # a thread that ended meanwhile
+            continue
+    return total * 1e-9
+
+
+def undisturbed(calls: list[tuple[float, float]]) -> list[float]:
+    """Times of the calls that no other process disturbed: their threads waited for a core at most 2 % of the time.
+
+    Judged by the waiting, never by the time. Fewer than `LEAST_CLEAN` such calls: none.
+    """
+    clean = [spent for spent, waited in calls if waited <= max(0.02 * spent, 3e-6)]
+    return clean if len(clean) >= LEAST_CLEAN else []
+
+
 def run_interleaved(contenders: dict[str, peers.Contender | str], rounds: int) -> list[Row]:
     """Call every contender once a round; absent ones keep their reason."""
-    times: dict[str, list[float]] = {name: [] for name, c in contenders.items() if not isinstance(c, str)}
+    times: dict[str, list[tuple[float, float]]] = {
+        name: [] for name, c in contenders.items() if not isinstance(c, str)
+    }
     for name in list(times):
         contenders[name]()  # type: ignore[operator]
     for _ in range(rounds):
@@ -95,16 +122,23 @@ def run_interleaved(contenders: dict[str, peers.Contender | str], rounds: int) -
             for _ in range(WARM):
                 contenders[name]()  # type: ignore[operator]
             for _ in range(TURN):
+                before = waited_s()
                 start = time.perf_counter()
                 own = contenders[name]()  # type: ignore[operator]
-                spent.append(time.perf_counter() - start if own is None else own)
+                wall = time.perf_counter() - start
+                spent.append((wall if own is None else own, waited_s() - before))
     rows = []
     for name, contender in contenders.items():
         if isinstance(contender, str):
             rows.append(Row(name, None, note=contender))
             continue
-        low, middle, high = statistics.quantiles(times[name], n=4)
-        rows.append(Row(name, middle, low, high, min(times[name])))
+        clean = undisturbed(times[name])
+        used = clean or [spent for spent, _ in times[name]]
+        low, middle, high = statistics.quantiles(used, n=4)
+        note = "" if clean else "the machine was busy: all calls counted"
+        rows.append(
+            Row(name, middle, low, high, min(used), note=note, clean=len(clean), calls=len(times[name]))
+        )
     return rows
 
 
@@ -245,8 +279,9 @@ def show(case: Case) -> None:
             continue
         spread = f"{row.low_s * 1e6:8.1f} .. {row.high_s * 1e6:8.1f}" if row.low_s and row.high_s else ""
         ratio = f"{row.median_s / ours:6.2f} x ours" if ours else ""
+        busy = f"  ({row.note})" if row.note else ""
         error = f"  max rel err {row.max_rel_err:.1e}" if row.max_rel_err is not None else ""
-        print(f"  {row.contender:<20} {row.median_s * 1e6:9.1f} us  [{spread}]  {ratio}{error}")
+        print(f"  {row.contender:<20} {row.median_s * 1e6:9.1f} us  [{spread}]  {ratio}{error}{busy}")
 
 
 def machine() -> dict[str, object]:

@@ -184,7 +184,8 @@ def main() -> int:
             )
         console.print(f"  … {found.summary()}", highlight=False)
         table.add_row(title, how.split(":")[0], f"{dense_s * 1e3:.1f}", f"{sparse_s * 1e3:.1f}",
-                      f"{dense_s / sparse_s:.2f}",                      f"{error:.1e}", f"{found.parameters:,}", f"{built_s:.1f}")  # fmt: skip
+                      f"{dense_s / sparse_s:.2f}", f"{error:.1e}", f"{found.parameters:,}",
+                      f"{built_s:.1f}")  # fmt: skip
         torchsparta.save(fast, args.out / f"sparta-{title.split()[0]}.safetensors")
     console.print()
     console.print(table)

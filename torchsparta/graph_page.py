@@ -11,7 +11,7 @@ from .pictures import tesa_picture
 from .propagation.analysis import Propagation
 from .tesa import TeSA
 
-WIDTH, GAP_X, GAP_Y, HEAD, PICTURE = 236, 26, 34, 38, (64, 40)
+WIDTH, GAP_X, GAP_Y, HEAD, PICTURE = 252, 26, 34, 38, (64, 40)
 """Pixels: of a box, between boxes, between rows, of a box's first lines, of a tensor's picture."""
 
 
@@ -107,7 +107,7 @@ def _box(node: fx.Node, tensors: list[tuple[str, TeSA]], x: float, y: float, gai
     ]
     for i, (name, tesa) in enumerate(tensors):
         top = HEAD + i * (PICTURE[1] + 6)
-        label = "result" if i == 0 else name if len(name) < 24 else "…" + name[-23:]
+        label = "result" if i == 0 else name if len(name) < 21 else "…" + name[-20:]
         more = ""
         if i and name in gained:
             more = f'<text x="{PICTURE[0] + 18}" y="{top + 37}" class="gain">+{gained[name]:,} by propagation</text>'
@@ -115,7 +115,7 @@ def _box(node: fx.Node, tensors: list[tuple[str, TeSA]], x: float, y: float, gai
             f"<title>{escape(f'{name}: {tesa}')}</title>"
             f'<image x="10" y="{top}" width="{PICTURE[0]}" height="{PICTURE[1]}" preserveAspectRatio="none" '
             f'href="{tesa_picture(tesa)}"/>'
-            f'<text x="{PICTURE[0] + 18}" y="{top + 11}">{escape(label)}</text>'
+            f'<text x="{PICTURE[0] + 18}" y="{top + 11}" class="name">{escape(label)}</text>'
             f'<text x="{PICTURE[0] + 18}" y="{top + 24}" class="tick">{"×".join(map(str, tesa.shape)) or "scalar"}, '
             f"{tesa.sparsity():.0%} pruned</text>{more}"
         )
