@@ -110,6 +110,8 @@ class Watch:
                 if self.duration_s is not None and now - started >= self.duration_s and not ended_by_us:
                     ended_by_us = True
                     self._finish_diagnosis()
+                    self._judge_live(last=True)  # what only now is a leak: the target will not be there later
+                    self._finish_diagnosis()
                     _end(child, sampler.table)
                 next_s = max(next_s + tick_s, time.monotonic())
                 try:
@@ -157,7 +159,7 @@ class Watch:
         self.store.append(samples)
         return len(samples)
 
-    def _judge_live(self) -> None:
+    def _judge_live(self, *, last: bool = False) -> None:
         leaks = [f for f in self.judge() if f.verdict in {"leak", "retention"}]
         for finding in leaks:
             self._confirmed[finding.id] = self._confirmed.get(finding.id, 0) + 1
@@ -168,7 +170,11 @@ class Watch:
         for finding in leaks:
             pid = finding.entity.pid
             # Twice in a row: one judgement on the first seconds of a program is not worth a debugger.
-            due = self._confirmed[finding.id] >= 2 and pid is not None and pid not in self._diagnosed_pids
+            due = (
+                (last or self._confirmed[finding.id] >= 2)
+                and pid is not None
+                and pid not in self._diagnosed_pids
+            )
             if due and len(self._diagnosed_pids) < MAX_DIAGNOSES and is_running(finding.entity):
                 self._diagnosed_pids.add(pid or 0)
                 self._diagnosing = threading.Thread(target=self._diagnose, args=(finding,), daemon=True)

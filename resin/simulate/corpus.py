@@ -86,7 +86,7 @@ CASES: tuple[Case, ...] = (
     _fine("copy_on_write", verdicts=("bounded", "unclear"), source="pytorch #13246"),
     _fine("lru_by_count", "plateau", "sublinear", source="vllm #12973"),
     _fine("pinned_pool", "plateau", source="pytorch #97432"),
-    _fine("page_cache", "flat", source="kubernetes #43916"),
+    _fine("page_cache", "flat", "plateau", source="kubernetes #43916"),
     _fine("onnx_shapes", "plateau", "flat", "spike", needs="onnxruntime", source="onnxruntime #5796"),
     _fine("arrow_reads", "plateau", "flat", "spike", needs="pyarrow", source="arrow #47266"),
     _fine("frame_buffers", verdicts=("bounded", "retention"), source="xiaomi-miloco PR #459"),
