@@ -351,14 +351,22 @@ def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if getattr(value.target, "overloadpacket", None) not in [getattr(torch.ops.aten, n) for n in _UPDATES]:
             continue
         reads = [a for a in value.all_input_nodes if a is target]
-        returned = any(u.op == "output" for u in value.users)
         meta = target.meta["val"]
         readers = {u for u in target.users if not _unread(u)}
-        if (value.args[0] is target and len(reads) == 1 and readers == {value, node} and not returned
+        if (value.args[0] is target and len(reads) == 1 and readers == {value, node} and not _returned(value)
                 and sum(a is target for a in _flat((value.args, value.kwargs))) == 1
                 and meta.dtype == value.meta["val"].dtype and meta.is_contiguous()):  # fmt: skip
             found[value] = target
     return found
+
+
+def _returned(node: fx.Node) -> bool:
+    """Does the caller get this value or a view of it? Then it needs memory of its own."""
+    return any(
+        u.op == "output" or u.target is operator.getitem and _returned(u)
+        or str(getattr(u.target, "_schema", u).name).replace("::", ".") in VIEW_PACKETS and _returned(u)
+        for u in node.users
+    )  # fmt: skip
 
 
 def _unread(node: fx.Node) -> bool:

@@ -177,6 +177,35 @@ def test_written_inputs(fn):
     assert not last_plan().externs
 
 
+def test_a_returned_view_of_an_update_does_not_share_the_input():
+    def step(cache, row):
+        new = cache.index_copy(0, ROWS[1:], row)
+        cache.copy_(new)
+        return new[1:3], new.t()
+
+    mine, row = torch.randn(9, 20), torch.randn(4, 20)
+    with torch.no_grad():
+        views = compiled(step)(mine, row)
+        held = [v.clone() for v in views]
+        mine.zero_()
+    assert all(torch.equal(v, h) for v, h in zip(views, held))
+
+
+def test_updates_with_sizes_that_change():
+    def step(cache, row, at):
+        cache.index_copy_(0, at, row)
+        return cache.sum(1) + row.shape[0]
+
+    torch._dynamo.reset()
+    fast = torch.compile(step, backend="roller", dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for n in (3, 5, 2):
+            mine, row, at = torch.randn(9, 20), torch.randn(n, 20), torch.randperm(9)[:n]
+            theirs = mine.clone()
+            assert torch.allclose(fast(mine, row, at), step(theirs, row, at), atol=1e-5)
+            assert torch.equal(mine, theirs)
+
+
 def test_a_written_weight_is_packed_again():
     """A product with a buffer that the model itself moves on: the packed copy must never be an old one."""
 

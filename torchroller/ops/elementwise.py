@@ -61,6 +61,12 @@ def _alias(cx: Context, x: Node, **kw: Any) -> Node:
     return x
 
 
+@rule("aten.empty", "aten.empty_permuted", "aten.empty_strided", "aten.empty_like", "aten.new_empty")
+def _empty(cx: Context, *args: Any, **kw: Any) -> Node:
+    """Any values will do; what fills it comes next."""
+    return cx.b.const(0, cx.dtype, cx.shape)
+
+
 @rule("aten.copy")
 def _copy(cx: Context, x: Node, source: Node, non_blocking: bool = False) -> Node:
     """What x holds after x.copy_(source); x gives the shape and the type."""
@@ -82,6 +88,11 @@ def add(cx: Context, x: Any, y: Any, *, alpha: Any = 1, fn: str = "add") -> Node
     if alpha != 1:
         c = cx.b.call("mul", dtype, c, cx.b.const(alpha, dtype))
     return cx.b.call(fn, dtype, a, c)
+
+
+@rule("prims.fma")
+def _fma(cx: Context, x: Node, y: Node, z: Node) -> Node:
+    return cx.b.call("fma", cx.dtype, x, y, z)
 
 
 @rule("aten.sub")

@@ -34,10 +34,12 @@ def _native_dropout(cx: Context, x: Node, p: float, train: bool | None) -> Any:
     b, dtype = cx.b, cx.out(0).dtype
     if train is False or p == 0:
         return x, b.const(True, "bool", x.shape)
+    if p == 1:  # torch.nn.functional.dropout draws nothing then
+        return b.call("mul", x.dtype, x, b.const(0, x.dtype)), b.const(False, "bool", x.shape)
     keep = 1.0 - p
     meta = torch.empty(x.shape, dtype=torch.bool, device="meta")
     mask = cx.extern(KeepMask(x.shape, keep, cx.out(0).device), meta, REASON)
     kind = "float32" if x.dtype in ("float16", "bfloat16") else x.dtype
     kept = b.cast(b.call("mul", kind, b.cast(x, kind), b.cast(mask, kind)), x.dtype)
-    scaled = b.call("mul", kind, b.cast(kept, kind), b.const(0.0 if keep == 0 else 1 / keep, kind))
+    scaled = b.call("mul", kind, b.cast(kept, kind), b.const(1 / keep, kind))
     return b.cast(scaled, str(dtype).removeprefix("torch.")), mask
