@@ -7,7 +7,7 @@ accesses walk as one are merged, so a contiguous pointwise kernel has one axis w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
@@ -234,7 +234,7 @@ class _Maker:
 
 def _renumbered(raw: _Raw, number: dict[int, int]) -> _Raw:
     """`raw` with the final numbers of the values that it is indexed by."""
-    return _Raw(raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+    return replace(raw, indirect=tuple((number[i], st, sz) for i, st, sz in raw.indirect))
 
 
 def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
