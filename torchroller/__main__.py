@@ -94,11 +94,11 @@ def _calibration_text(found: Calibration) -> str:
     from torchroller.cost import time_text
     from torchroller.spec import rate_text
 
-    peaks = (
-        ("fp32", found.fma_flops_per_core),
-        ("bf16", found.bf16_flops_per_core),
-        ("int8", found.int8_flops_per_core),
-    )
+    peaks = {
+        "fp32": found.fma_flops_per_core,
+        "bf16": found.bf16_flops_per_core,
+        "int8": found.int8_flops_per_core,
+    }
     lines = [
         "measured, one core: " + ", ".join(f"{n} {rate_text(p)[:-1]}FLOP/s" for n, p in peaks.items() if p)
     ]
