@@ -246,4 +246,4 @@ def _launch(cpu: CPU, units: int, budget_s: float) -> tuple[float, float]:
         # one at a time: of a waking that other processes disturb, the best of many alone tells
         found.append(_best(lambda: run(1, entries, blocks), budget_s))  # noqa: B023
     foreign_s = _best(lambda: run(0, entries, entries), budget_s)  # of the call from Python
-    return max(1e-9, found[0] - foreign_s), max(0.0, found[1] - found[0])
+    return max(2e-8, found[0] - foreign_s), max(0.0, found[1] - found[0])
