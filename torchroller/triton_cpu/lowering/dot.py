@@ -61,6 +61,8 @@ def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str
         return mk.BF16, "bf16"
     if a == "i8" and wide and "avx512vnni" in ev.features and acc == "i32":
         return mk.VNNI, "i8"
+    if a == "i8" and acc == "i32" and "sse2" in ev.features:
+        return mk.PAIRS, "i16"  # exact, which pmaddubsw is not: it saturates at 16 bits
     if lt.is_float8(a) and acc in ("f32", "f16"):
         return mk.F32, "f32"
     if a in ("f16", "bf16", "f32") and acc in ("f32", "f16", "bf16"):
@@ -148,7 +150,7 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
     n = b.shape[1]
     lanes = min(ev.vector_bits // (64 if p.acc == "double" else 32), n)
     rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
-    if p.kind in ("bf16", "vnni") and lanes != 16:
+    if p.step > 1 and lanes != ev.lanes:
         p, a, b = (mk.F32, cast(a, "f32"), cast(b, "f32")) if p.kind == "bf16" else (
             mk.I32, cast(a, "i32"), cast(b, "i32"))  # fmt: skip
     left = _in_place(ev, a, p.step) or _pack_rows(low, p, a)
@@ -228,7 +230,8 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
         if step > 1 and strides[1] != 1:
             return None
         if step > 1:  # rows of packed elements: count in units of the packed type
-            return Strip(a.buffer.pointer, strides[0] // step, 1) if a.elem == "bf16" else None
+            whole = a.elem == "bf16" and strides[0] % step == 0
+            return Strip(a.buffer.pointer, strides[0] // step, 1) if whole else None
         return Strip(a.buffer.pointer, strides[0], strides[1])
     form = _linear_load(ev, a)
     if form is None or form.terms:

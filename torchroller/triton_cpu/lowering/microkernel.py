@@ -24,7 +24,7 @@ class Product:
     """What one multiply-accumulate step is.
 
     acc: LLVM element type of C. a_type: what is broadcast from A (i32 for packed pairs and quads).
-    step: how many k one step consumes. kind: fma | mul (integers) | bf16 | vnni.
+    step: how many k one step consumes. kind: fma | mul (integers) | pairs (of i16, added in i32) | bf16 | vnni.
     """
 
     kind: str
@@ -36,11 +36,13 @@ class Product:
 F32 = Product("fma", "float", "float")
 F64 = Product("fma", "double", "double")
 I32 = Product("mul", "i32", "i32")
+PAIRS = Product("pairs", "i32", "i32", 2)
 BF16 = Product("bf16", "float", "i32", 2)
 VNNI = Product("vnni", "i32", "i32", 4)
 
 _DPBF16 = "llvm.x86.avx512bf16.dpbf16ps.512"
 _DPBUSD = "llvm.x86.avx512.vpdpbusd.512"
+_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
 def unroll(p: Product, s: Shape) -> int:
@@ -139,6 +141,14 @@ def _step(p: Product, s: Shape, vec: str, m: int, v: int, u: int) -> list[str]:
         return [f"  {new} = call {vec} @llvm.fma.{suffix}({vec} {a}, {vec} {b}, {vec} {old})"]
     if p.kind == "mul":
         return [f"  %mu{m}.{v}.{u} = mul {vec} {a}, {b}", f"  {new} = add {vec} {old}, %mu{m}.{v}.{u}"]
+    if p.kind == "pairs":
+        halves, at = f"<{2 * s.lanes} x i16>", f"{m}.{v}.{u}"
+        return [
+            f"  %ac{at} = bitcast {vec} {a} to {halves}",
+            f"  %bc{at} = bitcast {vec} {b} to {halves}",
+            f"  %mu{at} = call {vec} @{_PMADDWD[s.lanes]}({halves} %ac{at}, {halves} %bc{at})",
+            f"  {new} = add {vec} {old}, %mu{at}",
+        ]
     if p.kind == "bf16":
         pairs = "<32 x bfloat>"
         return [
@@ -158,6 +168,9 @@ def _declarations(p: Product, s: Shape, vec: str) -> list[str]:
     if p.kind == "fma":
         suffix = f"v{s.lanes}{'f32' if p.acc == 'float' else 'f64'}"
         return [f"declare {vec} @llvm.fma.{suffix}({vec}, {vec}, {vec})"]
+    if p.kind == "pairs":
+        halves = f"<{2 * s.lanes} x i16>"
+        return [f"declare {vec} @{_PMADDWD[s.lanes]}({halves}, {halves})"]
     if p.kind == "bf16":
         return [f"declare {vec} @{_DPBF16}({vec}, <32 x bfloat>, <32 x bfloat>)"]
     if p.kind == "vnni":
