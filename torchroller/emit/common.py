@@ -146,14 +146,17 @@ class Body:
         self.lines.append("    " * self.indent + text)
 
     def offset(self, access: Access) -> str:
+        """Elements from the start of the tensor; 64 bits wide, factor by factor, where the tensor needs that."""
+        wide = span(access) >= 1 << 31
+        whole = lambda text: f"tl.cast({text}, tl.int64)" if wide else text  # noqa: E731
         parts = []
         for ix, stride in zip(access.index, access.strides):
             if ix.indirect is not None:
-                parts.append(_times(self.have[ix.indirect], stride))
+                parts.append(_times(whole(self.have[ix.indirect]), stride))
             for a, c in ix.terms:
-                parts.append(_times(self.position[a], c * stride))
+                parts.append(_times(whole(self.position[a]), c * stride))
         if access.offset or not parts:
-            parts.append(str(access.offset))
+            parts.append(f"tl.full((), {access.offset}, tl.int64)" if wide else str(access.offset))
         return " + ".join(parts)
 
     def mask(self, access: Access, depends: Iterable[str]) -> str | None:
@@ -325,12 +328,13 @@ def fallible(expr: TensorExpr) -> bool:
     return any(access.bounded for access in expr.loads) or any(v.fn in DIVISIONS for v in expr.values)
 
 
+def span(access: Access) -> int:
+    """The farthest element from the start of the tensor that an access may touch."""
+    return abs(access.offset) + sum(
+        abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
+    )
+
+
 def wide_index(expr: TensorExpr) -> bool:
     """Do offsets leave 32 bits?"""
-    for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = abs(access.offset) + sum(
-            abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
-        )
-        if span >= 1 << 31:
-            return True
-    return False
+    return any(span(access) >= 1 << 31 for access in (*expr.loads, *(w.access for w in expr.writes)))
