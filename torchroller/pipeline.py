@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     while True:
         lowered = lower(gm, options, denied)
         try:
-            return assemble(lowered, fuse(lowered, options.fuse), options, static)
+            with _deep_calls():
+                return assemble(lowered, fuse(lowered, options.fuse), options, static)
         except GroupError as error:
             fresh = error.origins - denied.keys()
             if options.strict or not fresh:
@@ -126,6 +128,18 @@ def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
     for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
         source = step.kernel.source
         (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
+
+
+@contextlib.contextmanager
+def _deep_calls() -> Iterator[None]:
+    """Values are built operand by operand: a chain of MAX_MEMBERS and what is inlined into it is as deep as that,
+    on top of Dynamo's own calls."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 5000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager

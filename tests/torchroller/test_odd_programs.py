@@ -131,7 +131,7 @@ def test_more_elements_than_32_bits_count():
 
 def test_a_deep_chain():
     def fn(x):
-        for n in range(1200):
+        for n in range(600):
             x = x * 0.999 + 0.001 * n
         return x
 
