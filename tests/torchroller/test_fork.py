@@ -78,7 +78,9 @@ def test_in_workers_of_a_data_loader(two_threads, when):
     fast = compiled(lambda x: (x * x + 1).sum(1))
     if when == "compiled before":
         fast(torch.ones(300, 200))
-    loader = torch.utils.data.DataLoader(Squares(fast), num_workers=1, timeout=60, multiprocessing_context="fork")
+    loader = torch.utils.data.DataLoader(
+        Squares(fast), num_workers=1, timeout=60, multiprocessing_context="fork"
+    )
     got = torch.cat(list(loader))
     want = torch.arange(6.0)[:, None].square() * 200 + 200
     assert torch.equal(got, want.expand(6, 300))

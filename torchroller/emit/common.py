@@ -195,7 +195,10 @@ class Body:
         y = self.have[v.args[1]]
         inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
         every = " + ".join(
-            [f"({y} * 0).to(tl.int32)", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
+            [
+                f"({y} * 0).to(tl.int32)",
+                *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks),
+            ]
         )
         self.line(f"tl.store(errors + ({every}), {BY_ZERO}, mask={' & '.join([f'({y} == 0)', *inside])})")
 
@@ -330,9 +333,7 @@ def fallible(expr: TensorExpr) -> bool:
 
 def span(access: Access) -> int:
     """The farthest element from the start of the tensor that an access may touch."""
-    return abs(access.offset) + sum(
-        abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
-    )
+    return abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
 
 
 def wide_index(expr: TensorExpr) -> bool:
