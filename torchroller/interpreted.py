@@ -24,7 +24,9 @@ def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
         from triton.runtime.interpreter import TensorHandle
 
         scalar = next(x.type.scalar for x in args if isinstance(x, tl.tensor))
-        given = [x.handle.data if isinstance(x, tl.tensor) else np.asarray(getattr(x, "value", x)) for x in args]
+        given = [
+            x.handle.data if isinstance(x, tl.tensor) else np.asarray(getattr(x, "value", x)) for x in args
+        ]
         with np.errstate(all="ignore"):
             found = np.asarray(function(*(x.astype(np.float64) for x in given)))
             found = found.astype(next(x.handle.data.dtype for x in args if isinstance(x, tl.tensor)))

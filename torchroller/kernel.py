@@ -2,7 +2,8 @@
 
 Kernel text is written to the cache directory (Triton reads the source of what it compiles), imported from there
 and compiled by stock Triton for the named target. On a GPU Triton keeps the machine code in its own disk cache; on
-a CPU it goes with the chosen rProgram into ours (store.py). Equal text is compiled once per process. A cache directory that cannot be written is replaced by a temporary one.
+a CPU it goes with the chosen rProgram into ours (store.py). Equal text is compiled once per process. A cache
+directory that cannot be written is replaced by a temporary one.
 """
 
 from __future__ import annotations
@@ -260,7 +261,9 @@ def _inspected() -> bool:
     from triton import knobs
 
     compilation = knobs.compilation
-    return bool(compilation.dump_ir or compilation.override or compilation.listener or compilation.always_compile)
+    return bool(
+        compilation.dump_ir or compilation.override or compilation.listener or compilation.always_compile
+    )
 
 
 class InterpretExecutor:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     denied: dict[str, str] = {}
     while True:
         try:
-            with debug.graph(gm):
+            with debug.graph(gm), _deep_calls():
                 lowered = lower(gm, options, denied)
                 debug.stage("lowered", lambda: str(lowered))
                 constant = _constants(lowered, options, static)
@@ -150,6 +151,18 @@ def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
     for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
         source = step.kernel.source
         (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
+
+
+@contextlib.contextmanager
+def _deep_calls() -> Iterator[None]:
+    """Values are built operand by operand: a chain of MAX_MEMBERS and what is inlined into it is as deep as that,
+    on top of Dynamo's own calls."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 5000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ that overlap (threads, re-entry) get one each.
 from __future__ import annotations
 
 import ctypes
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,6 +151,8 @@ class ExecutionPlan:
     def __call__(self, args: list[Any]) -> list[Any]:
         try:
             instance = self.free.pop()
+            if instance.threads != torch.get_num_threads():  # the user has set another number since
+                instance = _Instance(self)
         except IndexError:
             instance = _Instance(self)
         try:
@@ -168,6 +172,19 @@ class ExecutionPlan:
             else:
                 lines.append(f"  extern {step}")
         return "\n".join(lines)
+
+
+_plans: weakref.WeakSet[ExecutionPlan] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Launch blocks name the parent's pool of threads, which a forked child does not have."""
+    for plan in _plans:
+        plan.free.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +259,8 @@ class _Instance:
     """The part of a plan that one call writes to."""
 
     def __init__(self, plan: ExecutionPlan) -> None:
-        self.plan = plan
+        self.plan, self.threads = plan, torch.get_num_threads()
+        _plans.add(plan)
         self.storage = allocate(plan.arena_bytes, plan.device)
         self.base = self.storage.data_ptr()
         self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from roller_helpers import compiled, judge, last_plan
+from roller_helpers import judge
 
 UNARY = [
     torch.exp, torch.log, torch.log2, torch.log10, torch.log1p, torch.expm1, torch.sqrt, torch.rsqrt, torch.sin,

@@ -151,15 +151,18 @@ class Body:
         self.lines.append("    " * self.indent + text)
 
     def offset(self, access: Access) -> str:
+        """Elements from the start of the tensor; 64 bits wide, factor by factor, where the tensor needs that."""
+        wide = span(access) >= 1 << 31
+        whole = lambda text: f"tl.cast({text}, tl.int64)" if wide else text  # noqa: E731
         parts = []
         for ix, stride in zip(access.index, access.strides):
             if ix.indirect is not None:
-                parts.append(_times(self.have[ix.indirect], stride))
+                parts.append(_times(whole(self.have[ix.indirect]), stride))
             for a, c in ix.terms:
-                parts.append(_times(self.position[a], c * stride))
+                parts.append(_times(whole(self.position[a]), c * stride))
         start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
         if start or not parts:
-            parts.append(str(start))
+            parts.append(f"tl.full((), {start}, tl.int64)" if wide else str(start))
         return " + ".join(parts)
 
     def mask(self, access: Access, depends: Iterable[str]) -> str | None:
@@ -208,7 +211,10 @@ class Body:
         y = self.have[v.args[1]]
         inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
         every = " + ".join(
-            [f"({y} * 0).to(tl.int32)", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
+            [
+                f"({y} * 0).to(tl.int32)",
+                *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks),
+            ]
         )
         self.line(f"tl.store(errors + ({every}), {BY_ZERO}, mask={' & '.join([f'({y} == 0)', *inside])})")
 
@@ -342,12 +348,11 @@ def fallible(expr: TensorExpr) -> bool:
     return any(a.gathers for a in accesses) or any(v.fn in DIVISIONS for v in expr.values)
 
 
+def span(access: Access) -> int:
+    """The farthest element from the start of the tensor that an access may touch."""
+    return abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
+
+
 def wide_index(expr: TensorExpr) -> bool:
     """Do offsets leave 32 bits?"""
-    for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = abs(access.offset) + sum(
-            abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
-        )
-        if span >= 1 << 31:
-            return True
-    return False
+    return any(span(access) >= 1 << 31 for access in (*expr.loads, *(w.access for w in expr.writes)))

@@ -163,7 +163,9 @@ def _integer_div(cx: Context, x: Any, y: Any, rounding_mode: str | None) -> Node
     _, c, rest, quotient = _rest_and_quotient(cx, x, y)
     if rounding_mode == "trunc" or dtype.startswith("u"):
         return quotient
-    down = b.call("and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), _below(cx, c, 0)))
+    down = b.call(
+        "and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), _below(cx, c, 0))
+    )
     return b.call("sub", dtype, quotient, b.cast(down, dtype))
 
 
@@ -429,7 +431,9 @@ def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
     if dtype not in FLOATS:
         raise NotLowered("an arange of integers with fractional steps")
     # as ATen: start + step * i in double precision, then rounded
-    at = b.call("mul", "float64", b.cast(b.iota(cx.shape[0], 0, 1, "int64"), "float64"), b.const(step, "float64"))
+    at = b.call(
+        "mul", "float64", b.cast(b.iota(cx.shape[0], 0, 1, "int64"), "float64"), b.const(step, "float64")
+    )
     return b.cast(b.call("add", "float64", at, b.const(start, "float64")), dtype)
 
 

@@ -48,7 +48,9 @@ TABLE: dict[str, Pointwise] = {
     "minimum": Pointwise("tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)"),
     "imaximum": Pointwise("tl.maximum({0}, {1})", on="int"),
     "iminimum": Pointwise("tl.minimum({0}, {1})", on="int"),
-    "fmaximum": Pointwise("tl.where(({0} >= {1}) | ({1} != {1}), {0}, {1})"),  # of a number and NaN: the number
+    "fmaximum": Pointwise(
+        "tl.where(({0} >= {1}) | ({1} != {1}), {0}, {1})"
+    ),  # of a number and NaN: the number
     "fminimum": Pointwise("tl.where(({0} <= {1}) | ({1} != {1}), {0}, {1})"),
     "fmod": Pointwise("{0} % {1}", 8),
     "idiv": Pointwise("{0} // {1}", 4, on="int"),
