@@ -69,7 +69,8 @@ def test_reductions_of_every_length(n: int, kind: str) -> None:
     e, low = v.exp(), torch.tensor(float("-inf"), dtype=torch.float64)
     want = [
         v.sum(), torch.where(mask, v, 0.0).sum(), torch.where(mask, e, 0.0).sum(), e.sum(),
-        torch.where(mask, 1.0, v + 3).max(), v.argmin(), torch.where(mask, j, -j).sum(), torch.where(mask, v, low).max(),
+        torch.where(mask, 1.0, v + 3).max(), v.argmin(), torch.where(mask, j, -j).sum(),
+        torch.where(mask, v, low).max(),
     ]  # fmt: skip
     torch.testing.assert_close(o, torch.stack([w.double() for w in want]).float(), rtol=2e-6, atol=1e-5)
 

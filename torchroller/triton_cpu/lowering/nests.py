@@ -98,7 +98,7 @@ def versions(
             if lt.is_int(t.elem) or t.elem == "ptr":
                 forms.update(dict.fromkeys(t.linear(ev, True).guards))
             if isinstance(t, Load) and t.buffer is None and t.mask is not None:
-                groups[-1].update(_tests(ev, t.mask))
+                groups[-1].update(_tests(ev, t.mask, whole=apart))
     for m in masks:
         groups[0].update(_tests(ev, m))
     saved = ev.mode
@@ -117,8 +117,10 @@ def versions(
     _choose(code, linear, lambda: under(groups, Mode(forms=True)), lambda: under([], Mode()))
 
 
-def _tests(ev: Evaluator, mask: Tensor) -> dict[str, None]:
-    """Conditions under which those parts of a mask hold that can hold everywhere."""
+def _tests(ev: Evaluator, mask: Tensor, whole: bool = False) -> dict[str, None]:
+    """Conditions under which those parts of a mask hold that can hold everywhere; or the `whole` of it."""
+    if whole:
+        return dict.fromkeys(ev.all_true(mask) or ())
     tests: dict[str, None] = {}
     for part in conjuncts(mask):
         conditions = ev.all_true(part) or ()
