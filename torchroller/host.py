@@ -14,8 +14,8 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torchroller.triton_cpu.blocking import micro_kernels
 from torchroller.spec import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
+from torchroller.triton_cpu.blocking import micro_kernels
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}

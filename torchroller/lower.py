@@ -185,7 +185,8 @@ class _Reader:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
         used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
-        value = lowering(Context(self.b, meta, used), *args, **kwargs)
+        operands = tuple(n.meta.get("val") for n in node.all_input_nodes)
+        value = lowering(Context(self.b, meta, used, operands), *args, **kwargs)
         return self.conforming(packet, value, meta)
 
     def admissible(self, meta: Any, args: Any, kwargs: Any) -> None:

@@ -100,11 +100,17 @@ def mobilenet() -> nn.Module:
     class Inverted(nn.Module):
         def __init__(self, width: int, wide: int, window: int) -> None:
             super().__init__()
-            self.up = nn.Sequential(nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.Hardswish())
+            self.up = nn.Sequential(
+                nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.Hardswish()
+            )
             self.each = nn.Sequential(
-                nn.Conv2d(wide, wide, window, padding=window // 2, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
-            )  # fmt: skip
-            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, 8, 1), nn.SiLU(), nn.Conv2d(8, wide, 1))
+                nn.Conv2d(wide, wide, window, padding=window // 2, groups=wide, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU6(),
+            )
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, 8, 1), nn.SiLU(), nn.Conv2d(8, wide, 1)
+            )
             self.down = nn.Sequential(nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

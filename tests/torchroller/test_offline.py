@@ -199,7 +199,9 @@ CONVOLVED = {
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize(
     "case", [c if i < 2 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(CONVOLVED)]
 )
@@ -258,7 +260,9 @@ def _fit(fn: Any, inputs: list[torch.Tensor], device: str) -> None:
     fused = fuse(lower(graph, Options()))
     spec, _ = DEVICES[device]
     groups = [s for s in fused.steps if isinstance(s, Group)]
-    assert groups and len(groups) == len(fused.steps), [str(s) for s in fused.steps if not isinstance(s, Group)]
+    assert groups and len(groups) == len(fused.steps), [
+        str(s) for s in fused.steps if not isinstance(s, Group)
+    ]
     for group in groups:
         stored = frozenset(n for n in group.index if n in fused.writers and n in fused.storage)
         source = source_for(build(group, fused, stored, "kernel").expr, spec)

@@ -43,6 +43,10 @@ for _aten, _fn in ATEN.items():
     rule(f"aten.{_aten}")(_simple(_fn))
 
 
+# whole numbers up to here have no gaps in a floating-point type
+EXACT_WHOLE = {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11, "bfloat16": 1 << 8}
+
+
 @rule("prims.convert_element_type")
 def _convert(cx: Context, x: Node, dtype: torch.dtype) -> Node:
     return cx.b.cast(x, cx.dtype)
@@ -364,8 +368,6 @@ def _ones(cx: Context, *args: Any, **kw: Any) -> Node:
 
 @rule("aten.arange", "prims.iota")
 def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
-    if cx.dtype in FLOATS:
-        raise NotLowered("a floating-point arange")
     numbers = [a for a in args if not isinstance(a, Node)]
     if "start" in kw:  # prims.iota(length, *, start, step)
         start, step = kw["start"], kw["step"]
@@ -374,6 +376,10 @@ def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
         step = numbers[2] if len(numbers) > 2 else 1
     if not all(isinstance(v, int) for v in (start, step)):
         raise NotLowered("an arange with fractional steps")
+    if cx.dtype in FLOATS:
+        last = start + step * (cx.shape[0] - 1)
+        if max(abs(start), abs(last)) > EXACT_WHOLE[cx.dtype]:
+            raise NotLowered("a floating-point arange beyond the whole numbers of its type")
     return cx.b.iota(cx.shape[0], start, step, cx.dtype)
 
 

@@ -26,6 +26,7 @@ class Context:
     b: Builder
     meta: Any
     used: frozenset[int] = frozenset()
+    operands: tuple[Any, ...] = ()  # what ATen's meta functions say of the tensor arguments, in order
 
     def out(self, number: int | None = None) -> torch.Tensor:
         """Fake tensor of the (numbered) result."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
 from torchroller.triton_cpu.lowering.values import (
-    Buffer, Dims, Elementwise, Linear, Load, Place, Remap, Splat, Stored, Tensor,
+    Buffer,
+    Dims,
+    Elementwise,
+    Linear,
+    Load,
+    Place,
+    Remap,
+    Splat,
+    Stored,
+    Tensor,
 )  # fmt: skip
 
 _BLANK = 64  # elements of the memory that stands in for masked vectors: at least one vector of any type
