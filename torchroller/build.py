@@ -123,7 +123,9 @@ class _Maker:
                                    over=("k",)))  # fmt: skip
         if node.kind == "conv":
             left, right = self.group.operands[node]
-            return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right))))
+            return self.emit(
+                Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)))
+            )
         if node.kind == "attention":
             return self.attention(node)[0]
         if node.kind == "lse":

@@ -246,7 +246,8 @@ class Builder:
     def conv(self, x: Node, w: Node, stride: Sequence[int], dilation: Sequence[int]) -> Node:
         window = w.shape[:-3]
         out = [
-            (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[1:-2], window, stride, dilation)
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(x.shape[1:-2], window, stride, dilation)
         ]
         shape = (x.shape[0], *out, x.shape[-2], w.shape[-1])
         return self._add("conv", shape, "float32", args=(x, w), fn="conv", compute="float32",

@@ -1,6 +1,7 @@
 """A convolution as the matrix product that its kernel computes: what the search sees of it.
 
-    y[n, *out, g, m] = sum over window and channels of x[n, *(out * stride + window * dilation), g, c] w[*window, g, c, m]
+    y[n, *out, g, m] = sum over window and channels of
+                       x[n, *(out * stride + window * dilation), g, c] w[*window, g, c, m]
 
 The positions of the output are one axis of rows, the taps of the window one axis, and so are channels and columns:
 an rTile of these four says all that the kernel needs. Neighbouring taps read almost the same rows of x, so x is
@@ -105,12 +106,20 @@ def as_product(expr: TensorExpr) -> TensorExpr:
         kept = [(n, s) for n, s, mine in ((GROUPS, groups, parts.groups), (ROWS, rows, parts.rows),
                                           (COLUMNS, columns, parts.columns))
                 if s > 1 and any(a.name in names for a in mine)]  # fmt: skip
-        return _dense(access.tensor, access.dtype, tuple(s for _, s in kept), tuple(Affine(((n, 1),)) for n, _ in kept))
+        return _dense(
+            access.tensor, access.dtype, tuple(s for _, s in kept), tuple(Affine(((n, 1),)) for n, _ in kept)
+        )
 
     values: list[Value] = []
     for n, v in enumerate(expr.values):
         if v.access is not None:
-            moved = image_access(v.dtype) if n in of_a else weight_access(v.dtype) if n in of_b else other(v.access)
+            moved = (
+                image_access(v.dtype)
+                if n in of_a
+                else weight_access(v.dtype)
+                if n in of_b
+                else other(v.access)
+            )
             values.append(replace(v, access=moved))
         elif v.kind == "index":
             mine = ROWS if any(a.name == v.axis for a in parts.rows) else COLUMNS

@@ -13,7 +13,14 @@ from typing import Any
 
 from .graph import Builder, Node, base_of, contiguous_strides
 from .groups import (
-    Group, Storage, channels_last, dense, is_channels_last, padding_below, strided_view, walked_strides,
+    Group,
+    Storage,
+    channels_last,
+    dense,
+    is_channels_last,
+    padding_below,
+    strided_view,
+    walked_strides,
 )  # fmt: skip
 from .lower import ExternCall, Lowered
 from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forward, substitute
@@ -68,7 +75,11 @@ class Joining:
             found = contiguous_strides(node.shape)
             if node.kind in ("pointwise", "cat", "gather") and len(node.shape) >= 3:
                 for arg in node.args:
-                    if len(arg.shape) != len(node.shape) or arg.shape[1] != node.shape[1] and node.kind != "cat":
+                    if (
+                        len(arg.shape) != len(node.shape)
+                        or arg.shape[1] != node.shape[1]
+                        and node.kind != "cat"
+                    ):
                         continue
                     strides = walked_strides(arg, self.guess(base_of(arg))[0])
                     if strides is not None and is_channels_last(arg.shape, strides):

@@ -33,6 +33,8 @@ from torchroller.traffic import Tiled, register_block, row_group, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
+_WINDOW = 4  # loads of one tensor at different places from which on a program is narrow along its vectors
+_WINDOW_VECTORS, _WINDOW_ROWS = 2, 8
 _FRONT = 3  # best tiles that scale-out and refinement start from
 _EPSILON_START, _EPSILON_STEP = 0.1, 0.2
 _EPSILON_ENOUGH = 0.3  # masks make padding cheap: tolerate this much before settling for fewer choices
@@ -135,6 +137,13 @@ class _Search:
         self.space, self.device = space, device
         self.tiled = _tiled_axes(space, tiled)
         self.limits = tuple(next_pow2(d) if i in self.tiled else 1 for i, d in enumerate(space.extents))
+        if device.is_cpu and space.taps >= _WINDOW and not space.has_dot:
+            # The factors of the taps stay in registers while the program walks the positions; and most programs
+            # are away from the border, where no tap needs a test.
+            width = _WINDOW_VECTORS * device.lanes(space.itemsize)
+            self.limits = tuple(
+                min(n, width if i in space.inner else _WINDOW_ROWS) for i, n in enumerate(self.limits)
+            )
         self.start = self._smallest()
         self.epsilon = _EPSILON_START
         self.blocked = False  # a step was left out because it pads too much

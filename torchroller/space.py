@@ -171,6 +171,7 @@ class Space:
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
         self.has_dot = bool(expr.dots)
+        self.taps = self._taps()
         self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
         a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
         b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
@@ -279,11 +280,22 @@ class Space:
     @staticmethod
     def _add(found: dict[tuple, Operand], new: Operand, access: Access) -> None:
         """Keep one operand per distinct access; the same data used twice is moved once."""
-        key = (new.tensor, new.dims, access.offset, tuple(a.offset for a in access.index), new.write)
+        key: tuple = (new.tensor, new.dims, access.offset, tuple(a.offset for a in access.index), new.write)
+        if access.bounded and not access.gathers:
+            key = (new.tensor, new.dims, new.write)  # the taps of a window read the same data
         old = found.get(key)
         if old is not None:
             new = replace(old, passes=max(old.passes, new.passes), side=old.side or new.side)
         found[key] = new
+
+    def _taps(self) -> int:
+        """How many loads of one tensor differ only in where they start: the taps of a window that is written out."""
+        counts: dict[tuple, int] = {}
+        for access in self.expr.loads:
+            if access.bounded and not access.gathers:
+                key = (access.tensor, tuple(a.terms for a in access.index))
+                counts[key] = counts.get(key, 0) + 1
+        return max(counts.values(), default=1)
 
     def _operand(self, access: Access, passes: int, side: str, write: bool = False) -> Operand:
         dims = []

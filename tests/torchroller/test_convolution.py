@@ -160,7 +160,9 @@ def test_a_weight_that_changes_is_packed_again():
         torch.testing.assert_close(fast(x), module(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("x", [image(2, 17, 13, 12), image(1, 32, 12, 12).to(memory_format=LAST)], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "x", [image(2, 17, 13, 12), image(1, 32, 12, 12).to(memory_format=LAST)], ids=["nchw", "nhwc"]
+)
 @pytest.mark.parametrize(
     "fn",
     [

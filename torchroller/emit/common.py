@@ -180,8 +180,12 @@ class Body:
         extent = {a.name: a.extent for a in self.expr.axes}
         low = ix.offset + sum(min(0, c * (extent[a] - 1)) for a, c in ix.terms)
         high = ix.offset + sum(max(0, c * (extent[a] - 1)) for a, c in ix.terms)
-        text = " + ".join([*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])])
-        return [f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed]
+        text = " + ".join(
+            [*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])]
+        )
+        return [
+            f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed
+        ]
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
         if self.check:

@@ -10,13 +10,13 @@ the register block as in `contraction`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 from ..expr import Access, Axis, TensorExpr
 from ..implicit import CHANNELS, COLUMNS, ROWS, Sides, sides
 from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
 from .contraction import HALF
 from .contraction import packable as packable_matrix
-
 
 SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
 
@@ -48,37 +48,45 @@ def packable(expr: TensorExpr) -> str | None:
     return weight.access.tensor if uses.count(weight.access.tensor) == 1 else None
 
 
-def emit_convolution(expr: TensorExpr, tiling: Tiling, name: str, pack: bool = False, check: bool = False) -> TritonSource:
+def emit_convolution(
+    expr: TensorExpr, tiling: Tiling, name: str, pack: bool = False, check: bool = False
+) -> TritonSource:
     """Triton text of a convolution; `tiling` names the axes of `implicit.as_product`."""
     return _Convolution(expr, tiling, name, pack, check).run()
 
 
+@dataclass
 class _Flat(Body):
-    """A body whose rows and columns are several axes walked as one: `digits` holds how each part is spelled."""
+    """A body whose rows and columns are several axes walked as one.
+
+    flattened: (text of the row-major number, the axes that it counts); spelled: names of positions that the kernel
+    has computed, by number and axes
+    """
+
+    flattened: tuple[tuple[str, tuple[Axis, ...]], ...] = ()
+    spelled: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)
 
     def offset(self, access: Access) -> str:
-        parts, done = [], set()
-        for count, order in self.flattened:
-            for names, step in runs(access, order):
-                done |= {a.name for a in order}
-                parts.append(_scaled(self.digit(count, order, names), step))
-        rest = {}
+        parts = [
+            _scaled(self.digit(count, order, names), step)
+            for count, order in self.flattened
+            for names, step in runs(access, order)
+        ]
+        flat = {a.name for _, order in self.flattened for a in order}
         for ix, stride in zip(access.index, access.strides):
             if ix.indirect is not None:
                 parts.append(_scaled(self.have[ix.indirect], stride))
-            for a, c in ix.terms:
-                rest[a] = rest.get(a, 0) + c * stride
-        flat = {a.name for _, order in self.flattened for a in order}
-        parts += [_scaled(self.position[a], step) for a, step in rest.items() if a not in flat and step]
+            parts += [_scaled(self.position[a], c * stride) for a, c in ix.terms if a not in flat]
         start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
         if start or not parts:
             parts.append(str(start))
         return " + ".join(parts)
 
-    flattened: tuple[tuple[str, tuple[Axis, ...]], ...] = ()
-
     def digit(self, count: str, order: tuple[Axis, ...], names: tuple[str, ...]) -> str:
         """The position along neighbouring axes of `order`, of which `count` is the row-major number."""
+        known = self.spelled.get((count, names))
+        if known is not None:
+            return known
         at = [a.name for a in order].index(names[-1])
         inner = math.prod(a.extent for a in order[at + 1 :])
         text = count if inner == 1 else f"({count} // {inner})"
@@ -88,12 +96,17 @@ class _Flat(Body):
 
 
 def runs(access: Access, order: tuple[Axis, ...]) -> list[tuple[tuple[str, ...], int]]:
-    """Neighbouring axes that the access walks as one: (names, step of the last), axes that it does not move left out."""
+    """Neighbouring axes that the access walks as one: (names, step of the last), without axes that do not move it."""
     out: list[tuple[tuple[str, ...], int]] = []
     after: Axis | None = None
     for a in reversed(order):
         step = access.stride_of(a.name)
-        if out and after is not None and out[0][0][0] == after.name and step == access.stride_of(after.name) * after.extent:
+        if (
+            out
+            and after is not None
+            and out[0][0][0] == after.name
+            and step == access.stride_of(after.name) * after.extent
+        ):
             out[0] = ((a.name, *out[0][0]), out[0][1])
         elif step:
             out.insert(0, ((a.name,), step))
@@ -108,7 +121,9 @@ class _Convolution:
         self.sides: Sides = sides(expr)
         (self.dot,) = expr.dots
         self.number = expr.values.index(self.dot)
-        raw = frozenset(i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF)
+        raw = frozenset(
+            i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        )
         self.body = _Flat(expr, raw_half=raw, check=check)
         self.bm, self.bn, self.bk = (tiling.of(a) for a in (ROWS, COLUMNS, CHANNELS))
         self.rows = math.prod(a.extent for a in self.sides.rows)
@@ -126,7 +141,11 @@ class _Convolution:
         body = self.body
         body.line("pid = tl.program_id(0)" + (".to(tl.int64)" if wide_index(self.expr) else ""))
         self.tiles_m, self.tiles_n = -(-self.rows // self.bm), -(-self.columns // self.bn)
-        counts = [*((a.name, a.extent) for a in self.sides.groups), ("columns", self.tiles_n), ("rows", self.tiles_m)]
+        counts = [
+            *((a.name, a.extent) for a in self.sides.groups),
+            ("columns", self.tiles_n),
+            ("rows", self.tiles_m),
+        ]
         self.program = {key: "0" for key, count in counts if count == 1}
         left, rest, grid = [(k, c) for k, c in counts if c > 1], "pid", 1
         for i, (key, count) in enumerate(reversed(left)):
@@ -164,10 +183,7 @@ class _Convolution:
                 if text != count:
                     known = "_".join((count, *names))
                     body.line(f"{known} = {text}")
-                    self.spelled = {**getattr(self, "spelled", {}), (count, names): known}
-        spelled = getattr(self, "spelled", {})
-        plain = body.digit
-        body.digit = lambda count, order, names: spelled.get((count, names)) or plain(count, order, names)  # type: ignore[method-assign]
+                    body.spelled[count, names] = known
         for count, order in body.flattened:
             for a in order:
                 body.position[a.name] = body.digit(count, order, (a.name,))
@@ -175,7 +191,9 @@ class _Convolution:
     def tested(self, axis: str) -> bool:
         """Does a bounds test or an index value need this coordinate on its own?"""
         by_index = any(v.axis == axis for v in self.expr.values)
-        return by_index or any(x.bounded and any(a == axis for ix in x.index for a, _ in ix.terms) for x in self.expr.loads)
+        return by_index or any(
+            x.bounded and any(a == axis for ix in x.index for a, _ in ix.terms) for x in self.expr.loads
+        )
 
     def main_loop(self) -> None:
         body, taps = self.body, self.sides.taps
@@ -274,7 +292,9 @@ class _Convolution:
             axes = {a for ix in w.access.index for a, _ in ix.terms}
             text = body.offset(w.access)
             mask = body.mask(w.access, axes)
-            for name in sorted(self.lone):  # a dimension of the tile that no axis moves: its first place counts
+            for name in sorted(
+                self.lone
+            ):  # a dimension of the tile that no axis moves: its first place counts
                 text += f" + {name} * 0"
                 if {"m": self.bm, "n": self.bn}[name] > 1:
                     mask = f"({name} < 1)" if mask is None else f"{mask} & ({name} < 1)"

@@ -23,7 +23,8 @@ MAX_TAPS = 64  # of a depthwise window: its taps are written out
 
 @rule("aten.convolution", "aten._convolution")
 def _convolution(cx: Context, x: Node, w: Node, bias: Node | None, stride: Sequence[int], padding: Sequence[int],
-                 dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, *_: Any) -> Node:  # fmt: skip
+                 dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+                 *_: Any) -> Node:  # fmt: skip
     if x.dtype != w.dtype or x.dtype not in DOT_TYPES:
         raise NotLowered(f"a convolution of {x.dtype} and {w.dtype}")
     rank = len(x.shape) - 2
@@ -105,7 +106,9 @@ def _depthwise(cx: Context, image: Node, w: Node, stride: Sequence[int], padding
     split = b.reshape(w, (channels, times, *window))
     filters = b.settled(b.cast(b.permute(split, (*range(2, 2 + rank), 0, 1)), "float32"))
     total = None
-    for tap, value in windows(cx, b.pad(image, border, border, 0, gather=True), window, stride, dilation, out):
+    for tap, value in windows(
+        cx, b.pad(image, border, border, 0, gather=True), window, stride, dilation, out
+    ):
         factor = filters
         for t in tap:
             factor = b.select(factor, 0, t)
@@ -153,7 +156,9 @@ def _transposed(cx: Context, image: Node, w: Node, stride: Sequence[int], paddin
     return _interleaved(cx, parts, stride, sizes)
 
 
-def _interleaved(cx: Context, parts: dict[tuple[int, ...], Node], stride: Sequence[int], sizes: Sequence[int]) -> Node:
+def _interleaved(
+    cx: Context, parts: dict[tuple[int, ...], Node], stride: Sequence[int], sizes: Sequence[int]
+) -> Node:
     """Joins results per remainder, [n, *lengths, c] each, to [n, *sizes, c]."""
     b = cx.b
     for d in reversed(range(len(stride))):

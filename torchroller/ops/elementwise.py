@@ -43,6 +43,10 @@ for _aten, _fn in ATEN.items():
     rule(f"aten.{_aten}")(_simple(_fn))
 
 
+# whole numbers up to here have no gaps in a floating-point type
+EXACT_WHOLE = {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11, "bfloat16": 1 << 8}
+
+
 @rule("prims.convert_element_type")
 def _convert(cx: Context, x: Node, dtype: torch.dtype) -> Node:
     return cx.b.cast(x, cx.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from ..errors import NotLowered
@@ -22,7 +23,9 @@ def _pair(value: Any, rank: int, default: Sequence[int] = ()) -> tuple[int, ...]
 
 def _small(window: Sequence[int]) -> None:
     if math.prod(window) > MAX_TAPS:
-        raise NotLowered(f"a pooling window of {'x'.join(map(str, window))}: more than {MAX_TAPS} taps are not written out")
+        raise NotLowered(
+            f"a pooling window of {'x'.join(map(str, window))}: more than {MAX_TAPS} taps are not written out"
+        )
 
 
 def _batched(cx: Context, x: Node, rank: int) -> Node:
@@ -58,7 +61,9 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
     bordered = _bordered(cx, image, window, stride, padding, dilation, out, lowest)
     best = where = None
     if 1 in cx.used:
-        best = b.const(lowest, "float64" if x.dtype == "float64" else "float32", (image.shape[0], *out, image.shape[-1]))
+        best = b.const(
+            lowest, "float64" if x.dtype == "float64" else "float32", (image.shape[0], *out, image.shape[-1])
+        )
         where = b.expand(_first_inside(cx, image.shape[1:-1], out, stride, padding, dilation), best.shape)
     for tap, value in windows(cx, bordered, window, stride, dilation, out):
         value = b.cast(value, "float32" if x.dtype != "float64" else x.dtype)
@@ -70,7 +75,11 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
             start = b.iota(out[d], tap[d] * dilation[d] - padding[d], stride[d], "int64")
             start = b.reshape(start, (out[d],) + (1,) * (rank - d))
             size = image.shape[1 + d]
-            at = start if at is None else b.call("add", "int64", b.call("mul", "int64", at, b.const(size, "int64")), start)
+            at = (
+                start
+                if at is None
+                else b.call("add", "int64", b.call("mul", "int64", at, b.const(size, "int64")), start)
+            )
         assert at is not None and best is not None and where is not None
         better = b.call("gt", "bool", value, best, compute=value.dtype)
         better = b.call("or", "bool", better, b.call("isnan", "bool", value, compute=value.dtype))
@@ -88,10 +97,16 @@ def _first_inside(cx: Context, sizes: Sequence[int], out: Sequence[int], stride:
     total: Node | None = None
     for d, (size, o, s, p, dil) in enumerate(zip(sizes, out, stride, padding, dilation)):
         start = b.iota(o, -p, s, "int64")
-        later = b.call("fmod", "int64", b.call("add", "int64", start, b.const(p * dil, "int64")), b.const(dil, "int64"))
+        later = b.call(
+            "fmod", "int64", b.call("add", "int64", start, b.const(p * dil, "int64")), b.const(dil, "int64")
+        )
         outside = b.call("lt", "bool", start, b.const(0, "int64"), compute="int64")
         at = b.reshape(b.call("where", "int64", outside, later, start), (o,) + (1,) * (len(out) - d))
-        total = at if total is None else b.call("add", "int64", b.call("mul", "int64", total, b.const(size, "int64")), at)
+        total = (
+            at
+            if total is None
+            else b.call("add", "int64", b.call("mul", "int64", total, b.const(size, "int64")), at)
+        )
     assert total is not None
     return total
 
@@ -146,7 +161,12 @@ def _share(cx: Context, window: Sequence[int], stride: Sequence[int], padding: S
     for d, (k, s, p, o, size) in enumerate(zip(window, stride, padding, out, sizes)):
         edge = p if count_include_pad else 0
         start = b.iota(o, -p, s, "int64")
-        end = b.call("iminimum", "int64", b.call("add", "int64", start, b.const(k, "int64")), b.const(size + edge, "int64"))
+        end = b.call(
+            "iminimum",
+            "int64",
+            b.call("add", "int64", start, b.const(k, "int64")),
+            b.const(size + edge, "int64"),
+        )
         begin = b.call("imaximum", "int64", start, b.const(-edge, "int64"))
         length = b.cast(b.call("sub", "int64", end, begin), wide)
         length = b.reshape(length, (o,) + (1,) * (len(out) - d))
@@ -155,7 +175,12 @@ def _share(cx: Context, window: Sequence[int], stride: Sequence[int], padding: S
     return b.call("div", wide, b.const(1.0, wide), total)
 
 
-@rule("aten._adaptive_avg_pool2d", "aten.adaptive_avg_pool2d", "aten._adaptive_avg_pool3d", "aten.adaptive_avg_pool1d")
+@rule(
+    "aten._adaptive_avg_pool2d",
+    "aten.adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d",
+    "aten.adaptive_avg_pool1d",
+)
 def _adaptive(cx: Context, x: Node, size: Sequence[int]) -> Node:
     """Windows of equal size where the output divides the input; else each tap is read where its window has it."""
     b = cx.b
@@ -169,7 +194,9 @@ def _adaptive(cx: Context, x: Node, size: Sequence[int]) -> Node:
     out = cx.shape[-rank:]
     if all(i % o == 0 for i, o in zip(sizes, out)):
         parts = [v for i, o in zip(sizes, out) for v in (o, i // o)]
-        value = mean(cx, b.reshape(b.cast(image, wide), (n, *parts, c)), [2 + 2 * d for d in range(rank)], False)
+        value = mean(
+            cx, b.reshape(b.cast(image, wide), (n, *parts, c)), [2 + 2 * d for d in range(rank)], False
+        )
         return b.reshape(first(cx, b.cast(value, x.dtype)), cx.shape)
     spans = [[(o * i // m, -(-((o + 1) * i) // m)) for o in range(m)] for i, m in zip(sizes, out)]
     longest = [max(e - s for s, e in span) for span in spans]
@@ -177,23 +204,31 @@ def _adaptive(cx: Context, x: Node, size: Sequence[int]) -> Node:
     shape = (n, *out, c)
     starts, lengths = [], []
     for d, (i, m) in enumerate(zip(sizes, out)):
+
         def spread(v: Node, d: int = d, m: int = m) -> Node:
             return b.reshape(v, (m,) + (1,) * (rank - d))
+
         number = b.iota(m, 0, 1, "int64")
-        start = b.call("idiv", "int64", b.call("mul", "int64", number, b.const(i, "int64")), b.const(m, "int64"))
-        after = b.call("mul", "int64", b.call("add", "int64", number, b.const(1, "int64")), b.const(i, "int64"))
-        end = b.call("idiv", "int64", b.call("add", "int64", after, b.const(m - 1, "int64")), b.const(m, "int64"))
+        start = b.call(
+            "idiv", "int64", b.call("mul", "int64", number, b.const(i, "int64")), b.const(m, "int64")
+        )
+        after = b.call(
+            "mul", "int64", b.call("add", "int64", number, b.const(1, "int64")), b.const(i, "int64")
+        )
+        end = b.call(
+            "idiv", "int64", b.call("add", "int64", after, b.const(m - 1, "int64")), b.const(m, "int64")
+        )
         starts.append(spread(b.settled(start)))
         lengths.append(spread(b.settled(b.call("sub", "int64", end, start))))
     total = None
-    from itertools import product
-
     for tap in product(*(range(k) for k in longest)):
         index: list[Any] = [0]
         inside = None
         for d, t in enumerate(tap):
             within = b.call("lt", "bool", b.const(t, "int64"), lengths[d], compute="int64")
-            at = b.call("where", "int64", within, b.call("add", "int64", starts[d], b.const(t, "int64")), starts[d])
+            at = b.call(
+                "where", "int64", within, b.call("add", "int64", starts[d], b.const(t, "int64")), starts[d]
+            )
             index.append(b.expand(at, shape))
             inside = within if inside is None else b.call("and", "bool", inside, within)
         value = b.cast(b.gather(image, [*index, rank + 1], shape), wide)

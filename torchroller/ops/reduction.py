@@ -10,7 +10,6 @@ from ..errors import NotLowered
 from ..graph import FLOATS, Node
 from .registry import Context, rule
 
-
 SETTLED_ROWS = 16  # a factor per channel that is used at least so often is computed first
 
 

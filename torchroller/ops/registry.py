@@ -27,6 +27,7 @@ class Context:
     meta: Any
     used: frozenset[int] = frozenset()
     call_aten: Callable[[Any, torch.Tensor, str], Node] | None = None
+    operands: tuple[Any, ...] = ()  # what ATen's meta functions say of the tensor arguments, in order
 
     def extern(self, target: Callable[[], torch.Tensor], meta: torch.Tensor, reason: str) -> Node:
         """The result of a call that the plan makes as it stands; `meta` is what it looks like."""

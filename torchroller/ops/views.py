@@ -95,6 +95,19 @@ def _unbind(cx: Context, x: Node, dim: int = 0) -> tuple[Node, ...]:
     return tuple(cx.b.select(x, dim, i) for i in range(x.shape[dim]))
 
 
+@rule("aten.as_strided")
+def _as_strided(
+    cx: Context, x: Node, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> Node:
+    """Only other names for the steps of dimensions that have one element, as adaptive pooling gives them."""
+    source = cx.operands[0]
+    start = source.storage_offset() if offset is None else offset
+    same = tuple(size) == x.shape and start == source.storage_offset()
+    if not same or any(s > 1 and int(a) != int(b) for s, a, b in zip(size, stride, source.stride())):
+        raise NotLowered("a view by strides")
+    return x
+
+
 @rule("aten.flip")
 def _flip(cx: Context, x: Node, dims: Sequence[int]) -> Node:
     for dim in dims:
