@@ -3,8 +3,8 @@
 Every case builds all contenders, then lets them take turns, round after round (A B C A B C …), so that whatever
 slows the machine down slows all of them. A turn is a few calls that are not timed, to bring code and data back into
 cache after the others' turns, and some that are. Printed and saved: median, quartiles, minimum, ratio to the fastest
-dense contender, and the largest relative error against fp64. Calls during which another process took the core away
-are left out (by the time that threads waited for a core, see `undisturbed`); the counts are saved. Results go to
+dense contender, and the largest relative error against fp64. Turns during which another process took the core
+away are left out (by the time that threads waited for a core, see `Turn.clean`); the counts are saved. Results go to
 --json with machine and versions.
 """
 
@@ -37,11 +37,10 @@ from torchsparta.specialised import pattern_mask
 M = 128
 SHAPES = ((768, 768), (768, 3072), (3072, 768), (1024, 4096))
 """(K, N)."""
-TURN = 8
-"""Timed calls of a contender before the next one's turn."""
-WARM = 3
-"""Calls before them that are not timed: what the others left in the caches is gone afterwards."""
-LEAST_CLEAN = 5
+TURN_S = 0.02
+"""Timed calls of a contender before the next one's turn take this long, and are at least two."""
+WARM_S = 0.005
+"""As long, and at least one call, goes before them untimed: what the others left in the caches is gone afterwards."""
 PAUSE_S = 0.01
 """Before each turn: workers of the others' thread pools spin for some milliseconds after their last call."""
 SPARSITIES = {"unstructured": (75, 90, 95, 99), "block 32x1": (75, 90, 95), "block 16x16": (75, 90, 95),
@@ -67,7 +66,7 @@ class Row:
     max_rel_err: float | None = None
     note: str = ""
     clean: int = 0
-    calls: int = 0
+    turns: int = 0
 
 
 @dataclass
@@ -100,44 +99,55 @@ def waited_s() -> float:
     return total * 1e-9
 
 
-def undisturbed(calls: list[tuple[float, float]]) -> list[float]:
-    """Times of the calls that no other process disturbed: their threads waited for a core at most 2 % of the time.
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of the calls of one turn, and how long threads of this process waited for a core meanwhile."""
 
-    Judged by the waiting, never by the time. Fewer than `LEAST_CLEAN` such calls: none.
-    """
-    clean = [spent for spent, waited in calls if waited <= max(0.02 * spent, 3e-6)]
-    return clean if len(clean) >= LEAST_CLEAN else []
+    calls: tuple[float, ...]
+    waited_s: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether no other process took the core away: waiting up to 2 % of the time is noise. Judged by the waiting
+        alone, never by the times."""
+        return self.waited_s <= 0.02 * sum(self.calls)
+
+
+def take_turn(contender: peers.Contender) -> Turn:
+    time.sleep(PAUSE_S)
+    start = time.perf_counter()
+    contender()
+    while time.perf_counter() - start < WARM_S:
+        contender()
+    calls: list[float] = []
+    before, begun = waited_s(), time.perf_counter()
+    while len(calls) < 2 or time.perf_counter() - begun < TURN_S:
+        start = time.perf_counter()
+        own = contender()
+        wall = time.perf_counter() - start
+        calls.append(wall if own is None else own)
+    return Turn(tuple(calls), waited_s() - before)
 
 
 def run_interleaved(contenders: dict[str, peers.Contender | str], rounds: int) -> list[Row]:
     """Call every contender once a round; absent ones keep their reason."""
-    times: dict[str, list[tuple[float, float]]] = {
-        name: [] for name, c in contenders.items() if not isinstance(c, str)
-    }
-    for name in list(times):
+    turns: dict[str, list[Turn]] = {name: [] for name, c in contenders.items() if not isinstance(c, str)}
+    for name in turns:
         contenders[name]()  # type: ignore[operator]
     for _ in range(rounds):
-        for name, spent in times.items():
-            time.sleep(PAUSE_S)
-            for _ in range(WARM):
-                contenders[name]()  # type: ignore[operator]
-            for _ in range(TURN):
-                before = waited_s()
-                start = time.perf_counter()
-                own = contenders[name]()  # type: ignore[operator]
-                wall = time.perf_counter() - start
-                spent.append((wall if own is None else own, waited_s() - before))
+        for name, taken in turns.items():
+            taken.append(take_turn(contenders[name]))  # type: ignore[arg-type]
     rows = []
     for name, contender in contenders.items():
         if isinstance(contender, str):
             rows.append(Row(name, None, note=contender))
             continue
-        clean = undisturbed(times[name])
-        used = clean or [spent for spent, _ in times[name]]
-        low, middle, high = statistics.quantiles(used, n=4)
-        note = "" if clean else "the machine was busy: all calls counted"
+        clean = [t for t in turns[name] if t.clean]
+        times = [spent for t in clean or turns[name] for spent in t.calls]
+        low, middle, high = statistics.quantiles(times, n=4)
+        note = "" if clean else "the machine was busy: all turns counted"
         rows.append(
-            Row(name, middle, low, high, min(used), note=note, clean=len(clean), calls=len(times[name]))
+            Row(name, middle, low, high, min(times), note=note, clean=len(clean), turns=len(turns[name]))
         )
     return rows
 

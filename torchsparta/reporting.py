@@ -174,7 +174,7 @@ def measured_time(module: nn.Module) -> float | None:
     with torch.no_grad():
         if site.op == "attention":
             keys = torch.randn(*site.input_shape[:-2], site.tesa.shape[-1], site.input_shape[-1], **like)
-            inputs = (x, keys, torch.randn_like(keys))
+            inputs: tuple[torch.Tensor, ...] = (x, keys, torch.randn_like(keys))
         elif site.has_residual:
             channels = (*x.shape[:-1], site.weight.shape[0])
             shape = (
@@ -185,7 +185,10 @@ def measured_time(module: nn.Module) -> float | None:
             inputs = (x, torch.randn(shape, **like))
         else:
             inputs = (x,)
-        run = lambda: module(*inputs)  # noqa: E731
-        if x.device.type != "cpu":
-            run = lambda: (module(*inputs), torch.accelerator.synchronize())  # noqa: E731
+
+        def run() -> None:
+            module(*inputs)
+            if x.device.type != "cpu":
+                torch.accelerator.synchronize()
+
         return seconds_of(run, least_s=0.005, least=5, most_s=0.1)

@@ -342,6 +342,9 @@ def test_values_made_from_a_shape_are_known(same_as_masked):
     tesa = torchsparta.from_nni({"a": {"weight": mask, "bias": mask[:, 0]}})
     x = torch.randn(3, 6)
     fast = same_as_masked(Net(), tesa, (x,))
-    assert fast.get_submodule("a").weight.shape == (4, 6)  # a dead row plus one half is a constant, folded into b
+    assert fast.get_submodule("a").weight.shape == (
+        4,
+        6,
+    )  # a dead row plus one half is a constant, folded into b
     plan = torchsparta.propagate(Net(), tesa, (x,))
     assert not plan.scrambled
