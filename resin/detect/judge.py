@@ -111,7 +111,9 @@ def _leak(
     t, y = one.t[a:b], one.y[a:b]
     inside = (t >= e.start_s) & (t <= e.end_s)
     at, floor = _thinned(t[inside], y[inside])
-    slope = theil_sen(at, floor) * 3600.0 if at.size >= 3 else e.slope_per_s * 3600.0
+    # Between jumps the ramp itself is the slope; a line through the floor would take the jumps for growth.
+    through_floor = at.size >= 3 and not e.drift
+    slope = (theil_sen(at, floor) if through_floor else e.slope_per_s) * 3600.0
     tau, p = mann_kendall(floor)
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
