@@ -146,7 +146,7 @@ class Quiet:
 def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence | Quiet | None]:
     """Evidence of each window, in order. Windows of one block count are handled as one matrix.
 
-    The view of a run as a whole always has an answer: Quiet where it did not grow and no view of that run can become
+    The view of a run as a whole always has an answer: Quiet where it did not grow, or no view of that run can become
     a leak. Of the other views of a run that is looked at, None where no line explains a growth.
     """
     looks: list[_Look | None] = [None] * len(windows)
@@ -162,12 +162,12 @@ def weigh(windows: list[Window], thresholds: Thresholds) -> list[Evidence | Quie
     for window, look in zip(windows, looks):
         whole = window.share == 1.0 and not window.drift
         found: Evidence | Quiet | None = None
-        if (window.series, window.run) not in alive:
-            if whole:
-                assert look is not None
-                found = Quiet(look.level, look.total)
+        if whole and look is not None and not ((window.series, window.run) in alive and look.columns):
+            found = Quiet(look.level, look.total)
+        elif (window.series, window.run) not in alive:
+            pass
         elif look is not None and (whole or look.can_leak or (window.share == 0.8 and look.columns)):
-            found = _evidence(window, look, thresholds)
+            found = _evidence(window, look)
         out.append(found)
     return out
 
@@ -337,10 +337,8 @@ def _regular(steps: Array) -> int:
 _COPIED = {f.name for f in fields(Evidence)}
 
 
-def _evidence(window: Window, look: _Look, thresholds: Thresholds) -> Evidence:
+def _evidence(window: Window, look: _Look) -> Evidence:
     columns, row, count = look.columns, look.row, window.floor.size
-    if not columns:
-        columns, row = _measure(window.floor[None, :], _tail(count, thresholds)), 0
     width = (window.end_s - window.start_s) / count
     values: dict[str, Any] = {
         name: tuple(column[row].tolist()) if name.endswith("quarters") else column[row].item()

@@ -72,10 +72,11 @@ def _finding(one: Prepared, evidence: list[list[Evidence | Quiet]], thresholds: 
     last: Ruling | Quiet | None = None
     for run, views in enumerate(evidence):
         a, b = one.runs[run]
-        if isinstance(views[0], Quiet):
+        found = [e for e in views if isinstance(e, Evidence)]
+        if not found:
+            assert isinstance(views[0], Quiet)
             last = views[0]
             continue
-        found = [e for e in views if isinstance(e, Evidence)]
         # A program's loading is no growth that slows down: it is left out where it was seen.
         whole = next((e for e in found if e.share == 0.8), found[0])
         rulings = [
@@ -92,7 +93,7 @@ def _finding(one: Prepared, evidence: list[list[Evidence | Quiet]], thresholds: 
             for e in found
         ]
         leaks.extend((run, r) for r in rulings if not r.failed)
-        last = rulings[0]
+        last = views[0] if isinstance(views[0], Quiet) else rulings[0]
     assert last is not None
     if leaks:
         run, ruling = leaks[-1]
@@ -111,7 +112,9 @@ def _leak(
     t, y = one.t[a:b], one.y[a:b]
     inside = (t >= e.start_s) & (t <= e.end_s)
     at, floor = _thinned(t[inside], y[inside])
-    slope = theil_sen(at, floor) * 3600.0 if at.size >= 3 else e.slope_per_s * 3600.0
+    # Between jumps the ramp itself is the slope; a line through the floor would take the jumps for growth.
+    through_floor = at.size >= 3 and not e.drift
+    slope = (theil_sen(at, floor) if through_floor else e.slope_per_s) * 3600.0
     tau, p = mann_kendall(floor)
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:

@@ -106,8 +106,8 @@ def _against_past(
     smooth, jumps = (part[0] for part in between_jumps(floor[None, :]))
     earlier = (at < e.start_s) & (at >= e.start_s - e.length_s)
     if e.last_third < x.slowing_last_third and np.count_nonzero(earlier) >= 4:
-        passed = smooth[earlier]
-        before_per_s = float(passed[-1] - passed[0]) / float(at[earlier][-1] - at[earlier][0])
+        # The median, as a single step of load or of a start is no curve.
+        before_per_s = float(np.median(np.diff(floor[earlier]))) * blocks / (end_s - start_s)
         if before_per_s > x.slowing_before * e.slope_per_s:
             return ["lasting"]  # the line is the end of a curve that bends towards a cap
     past = run_y[run_t < e.start_s]
@@ -133,5 +133,6 @@ def _straight_by_now(e: Evidence, run_t: Array, run_y: Array) -> bool:
     if e.share > 0.5 or e.r2 < 0.985 or e.last_third < 0.93:
         return False
     start_s, end_s = float(run_t[0]), float(run_t[-1])
-    quarters = block_minima(run_t, run_y, start_s, end_s, 64)[[31, 47, 63]]
-    return float(quarters[1] - quarters[0]) < 1.08 * float(quarters[2] - quarters[1])
+    middle, later, last = block_minima(run_t, run_y, start_s, end_s, 64)[[31, 47, 63]].tolist()
+    clear = last - later > 25.0 * e.noise  # else noise decides whether it slows down
+    return clear and later - middle < 1.08 * (last - later)

@@ -30,7 +30,7 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
         return "sublinear"
     width = e.windows - 1 - max(1, round(e.windows * x.tail_share)) + 1
     rest = (width - 1 - e.best_to) / max(width - 1, 1)
-    if e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
+    if e.ended or e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
         return "plateau"
     if e.stairs >= 4 or e.one_step >= x.max_one_step or e.steps < x.min_steps:
         return "stair"
