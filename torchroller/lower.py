@@ -12,7 +12,7 @@ from torch import fx
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, FLOATS, Builder, Node
-from .ops import attention, contraction, elementwise, foreach, indexing, random, reduction, scan, scatter, views  # noqa: F401  (they register their rules)
+from .ops import attention, contraction, elementwise, foreach, indexing, random, recurrent, reduction, scan, scatter, views  # noqa: F401  (they register their rules)
 from .ops.registry import RULES, Context
 from .ops.written_attention import attention_of, weighted_sums
 from .options import Options

@@ -36,6 +36,8 @@ SCATTERS = {
     "scatter_add_along_rows": lambda x, i, s: x.scatter_add(1, i.expand(9, 5), x[:, :5]),
     "scatter_add_into_a_vector": lambda x, i, s: s.new_zeros(9).scatter_add(0, i, s[:, 0].exp()),
     "scatter_add_of_a_view": lambda x, i, s: x.t().scatter_add(1, i.expand(20, 5), s.t()),
+    "scatter_into_a_corner": lambda x, i, s: x.scatter(1, i[None, :3].expand(2, 3), s[:3, :4]),
+    "scatter_add_into_a_corner": lambda x, i, s: x.scatter_add(0, spread(i, s)[1:, :7], s),
     "slice_scatter": lambda x, i, s: x.slice_scatter(s[:3], 0, 2, 5),
     "select_scatter": lambda x, i, s: x.select_scatter(s[1], 0, -2),
     "embedding_gradient": lambda x, i, s: torch.ops.aten.embedding_dense_backward(s, i, 11, 3, False),

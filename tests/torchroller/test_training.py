@@ -34,7 +34,7 @@ def losses(model: nn.Module, wrap: Callable[[Any], Any], inputs: Any, steps: int
             loss = call(*inputs)
         loss.backward()
         step()
-        found.append(float(loss))
+        found.append(float(loss.detach()))
     return found
 
 
@@ -126,7 +126,7 @@ def _rank(rank: int, port: int, results: Any) -> None:
                 loss = call(mine)
                 loss.backward()
                 optimizer.step()
-                found.append(float(loss))
+                found.append(float(loss.detach()))
             results[rank, kind] = (found, [p.detach().sum().item() for p in spread.parameters()])
         results[rank, "plans"] = len(last_plans())
     finally:

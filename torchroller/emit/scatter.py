@@ -151,7 +151,7 @@ class _Scatter:
 
     def combined(self, fn: str, value: str, dtype: str) -> str:
         if dtype == "bool":
-            return f"old | {value}"
+            return f"old {'|' if fn in ('add', 'max') else '&'} {value}"
         text = COMBINED[fn]
         if fn in ("max", "min"):
             if "float" not in dtype:
