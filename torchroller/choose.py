@@ -76,7 +76,9 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
     """The search's result, once per expression and device; None for kernels whose tiles are given."""
-    return None if is_attention(expr) or is_scatter(expr) or is_scan(expr) else construct(expr, spec, top_k=topk)
+    return (
+        None if is_attention(expr) or is_scatter(expr) or is_scan(expr) else construct(expr, spec, top_k=topk)
+    )
 
 
 def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:

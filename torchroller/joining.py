@@ -41,7 +41,9 @@ class Joining:
         self.parts: dict[Node, list[Node]] = {}
         self.cat_deps: dict[Node, set[Any]] = {}
         self.after: Any = None
-        self.in_place: dict[Node, Node] = {}  # values that are written over the graph input that they come from
+        self.in_place: dict[
+            Node, Node
+        ] = {}  # values that are written over the graph input that they come from
 
     def pointwise(self, node: Node) -> None:
         """Finds a home for a pointwise value."""

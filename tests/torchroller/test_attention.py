@@ -29,7 +29,9 @@ SDPA = F.scaled_dot_product_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("m, n, d", [(7, 40, 16), (33, 33, 80), (1, 48, 64), (5, 9, 96), (2, 130, 256), (64, 3, 32)])
+@pytest.mark.parametrize(
+    "m, n, d", [(7, 40, 16), (33, 33, 80), (1, 48, 64), (5, 9, 96), (2, 130, 256), (64, 3, 32)]
+)
 def test_shapes(m, n, d, dtype):
     judge(SDPA, *heads(m, n, d, dtype=dtype))
     alone()

@@ -49,7 +49,6 @@ def no_fallback(allowed: tuple[str, ...] = ()) -> ExecutionPlan:
 
 EXTERNS = {
     "resnet": ("convolution", "max_pool2d", "adaptive_avg_pool2d"), "vit": ("convolution",),
-    "gpt2": ("cumsum",), "llama": ("cumsum",),  # transformers finds packed sequences in the position numbers
 }  # fmt: skip
 
 

@@ -45,7 +45,9 @@ def test_dropout_is_fused_around_its_mask():
 
 def test_training_with_dropout_follows_eager():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    model = nn.Sequential(
+        nn.Linear(20, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 3)
+    )
     x, y = torch.randn(16, 20), torch.randint(0, 3, (16,))
     runs = []
     for wrap in (lambda m: m, compiled):

@@ -65,7 +65,9 @@ def test_scatter_reduce(fn, include_self):
     torch.manual_seed(0)
     x, s = torch.randn(9, 20), torch.randn(5, 20)
     s[2, 4] = float("nan")
-    plan = judge(lambda x, i, s: x.scatter_reduce(0, spread(i, s), s, fn, include_self=include_self), x, ROWS, s)
+    plan = judge(
+        lambda x, i, s: x.scatter_reduce(0, spread(i, s), s, fn, include_self=include_self), x, ROWS, s
+    )
     assert not plan.externs
 
 

@@ -32,7 +32,9 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
         raise NotLowered(why if len(q.shape) == 4 else f"attention of rank {len(q.shape)}")
     k, v = (shared_heads(cx, q, x) for x in (k, v))
     mask = None if attn_mask is None else _mask(cx, attn_mask, q, k)
-    out, lse = cx.b.attention(q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, is_causal)
+    out, lse = cx.b.attention(
+        q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, is_causal
+    )
     _laid_out(out, cx.out(0))
     _laid_out(lse, cx.out(1))
     return out, lse if 1 in cx.used else None

@@ -35,7 +35,9 @@ for _name in PLAIN:
 def _combined(fn: str) -> Callable[..., Node]:
     def lower(cx: Context, x: Node, a: Node, c: Node, value: Any = 1) -> Node:
         b, dtype = cx.b, cx.dtype
-        term = b.call("mul", dtype, b.call(fn, dtype, cx.node(a, dtype), cx.node(c, dtype)), cx.node(value, dtype))
+        term = b.call(
+            "mul", dtype, b.call(fn, dtype, cx.node(a, dtype), cx.node(c, dtype)), cx.node(value, dtype)
+        )
         return b.call("add", dtype, cx.node(x, dtype), term)
 
     return lower

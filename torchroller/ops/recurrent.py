@@ -41,6 +41,10 @@ def _lstm(cx: Context, x: Node, w_input: Node, w_hidden: Node, b_input: Node, b_
         cell = b.call("add", f32, kept, b.call("mul", f32, i, b.call("tanh", f32, g)))
         hidden = b.cast(b.call("mul", f32, o, b.call("tanh", f32, cell)), x.dtype)
         found[t] = hidden
-    out = b.cat([b.reshape(v, (1, batch, width)) for v in found], 0) if steps > 1 else b.reshape(hidden, (1, batch, width))
+    out = (
+        b.cat([b.reshape(v, (1, batch, width)) for v in found], 0)
+        if steps > 1
+        else b.reshape(hidden, (1, batch, width))
+    )
     last = tuple(tuple(int(s) for s in cx.out(n).shape) for n in (1, 2))
     return out, b.reshape(hidden, last[0]), b.reshape(b.cast(cell, x.dtype), last[1]), None

@@ -33,12 +33,16 @@ def _scatter(cx: Context, base: Node, source: Node, index: Sequence[Any], fn: st
     lanes = math.prod(source.shape[i] for i in along)
     steps = source.numel // max(lanes, 1)
     if steps > LONG_WALK and lanes < MIN_PER_PROGRAM:
-        raise NotLowered(f"a scatter of {steps} updates that may meet, one after the other, in {lanes} places")
+        raise NotLowered(
+            f"a scatter of {steps} updates that may meet, one after the other, in {lanes} places"
+        )
     return cx.b.scatter(base, cx.b.cast(source, base.dtype), index, fn)
 
 
 @rule("aten.index_put", "aten._unsafe_index_put")
-def _index_put(cx: Context, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False) -> Node:
+def _index_put(
+    cx: Context, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False
+) -> Node:
     given = [i for i in indices if i is not None]
     if any(i.dtype in ("bool", "uint8") for i in given):
         return _masked_put(cx, x, indices, values, accumulate)
@@ -69,7 +73,9 @@ def _lines(cx: Context, *values: Node) -> tuple[Node, ...]:
 
 
 @rule("aten.scatter")
-def _scatter_rule(cx: Context, x: Node, dim: int, index: Node, source: Any, *, reduce: str | None = None) -> Node:
+def _scatter_rule(
+    cx: Context, x: Node, dim: int, index: Node, source: Any, *, reduce: str | None = None
+) -> Node:
     x, index = _lines(cx, x, index)
     if isinstance(source, Node):
         source = _corner(cx, *_lines(cx, source), index.shape)
@@ -85,7 +91,11 @@ def _framed(cx: Context, corner: Node, base: Node) -> Node:
     for d in reversed(range(len(base.shape))):
         have, size = corner.shape[d], base.shape[d]
         if have < size:
-            rest = _corner(cx, b.slice(base, d, have, size - have), [*corner.shape[:d], size - have, *base.shape[d + 1 :]])
+            rest = _corner(
+                cx,
+                b.slice(base, d, have, size - have),
+                [*corner.shape[:d], size - have, *base.shape[d + 1 :]],
+            )
             corner = b.cat([corner, rest], d)
     return corner
 
@@ -118,7 +128,9 @@ def _scatter_reduce(cx: Context, x: Node, dim: int, index: Node, source: Node, r
     total = _scatter(cx, base, source, at, fn)
     if not mean:
         return b.reshape(total, cx.shape)
-    count = _scatter(cx, b.const(int(include_self), x.dtype, x.shape), b.const(1, x.dtype, index.shape), at, "add")
+    count = _scatter(
+        cx, b.const(int(include_self), x.dtype, x.shape), b.const(1, x.dtype, index.shape), at, "add"
+    )
     count = b.call("maximum", x.dtype, count, b.const(1, x.dtype))
     return b.reshape(b.call("div", x.dtype, total, count), cx.shape)
 
@@ -169,7 +181,9 @@ def _along(cx: Context, x: Node, dim: int, index: Node, source: Node, fn: str) -
 
 
 @rule("aten.embedding_dense_backward")
-def _embedding_backward(cx: Context, grad: Node, indices: Node, rows: int, padding: int, by_frequency: bool) -> Node:
+def _embedding_backward(
+    cx: Context, grad: Node, indices: Node, rows: int, padding: int, by_frequency: bool
+) -> Node:
     if by_frequency:
         raise NotLowered("an embedding gradient scaled by frequency")
     b, width = cx.b, grad.shape[-1]
@@ -202,4 +216,6 @@ def _slice_scatter(cx: Context, x: Node, source: Node, dim: int = 0, start: int 
 def _select_scatter(cx: Context, x: Node, source: Node, dim: int, at: int) -> Node:
     dim %= len(x.shape)
     at %= x.shape[dim]
-    return _slice_scatter(cx, x, cx.b.reshape(source, (*x.shape[:dim], 1, *x.shape[dim + 1 :])), dim, at, at + 1)
+    return _slice_scatter(
+        cx, x, cx.b.reshape(source, (*x.shape[:dim], 1, *x.shape[dim + 1 :])), dim, at, at + 1
+    )
