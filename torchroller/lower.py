@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, FLOATS, Builder, Node
-from .ops import (
+from .ops import (  # noqa: F401  (they register their rules)
     attention,
     contraction,
     elementwise,
@@ -25,7 +25,7 @@ from .ops import (
     scan,
     scatter,
     views,
-)  # noqa: F401  (they register their rules)
+)
 from .ops.registry import RULES, Context
 from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
@@ -292,9 +292,13 @@ class _Reader:
 
     def replay(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
         """A random operator whose numbers activation checkpointing draws twice: run by torch in both passes."""
+        if meta is None and self.device.type == "cpu":  # the partitioner leaves it out
+            op, operands = node.args[0], fx.node.map_arg(node.args[1:], lambda n: n.meta["val"])
+            state = torch.empty(torch.default_generator.get_state().shape, dtype=torch.uint8, device="meta")
+            meta = (state, op(*operands, **fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])))  # type: ignore[operator]
         leaves, spec = tree_flatten(meta)
         if not all(isinstance(m, torch.Tensor) for m in leaves):
-            raise RollerError(f"{node.name} gives what is no tensor")
+            raise RollerError(f"{node.name} gives {meta!r}, not tensors alone")
         results = self.extern(node, tuple(leaves), args, kwargs, random.REASON)
         last = self.externs.pop()
         self.externs.append(replace(last, target=random.Flat(last.target)))

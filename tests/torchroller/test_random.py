@@ -13,7 +13,8 @@ from torch import nn
 DRAWS = {
     "dropout": lambda x: F.dropout(x, 0.3), "two dropouts": lambda x: F.dropout(x, 0.3) + F.dropout(x * 2, 0.5),
     "all dropped": lambda x: F.dropout(x, 1.0), "none dropped": lambda x: F.dropout(x, 0.0),
-    "channels": lambda x: F.dropout2d(x.view(4, 10, 10, 5), 0.4), "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) + x,
+    "channels": lambda x: F.dropout2d(x.view(4, 10, 10, 5), 0.4),
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) + x,
     "rand": lambda x: x + torch.rand(50) * torch.rand_like(x), "randn": lambda x: torch.randn(40, 50).relu() * x,
     "randint": lambda x: x[torch.randint(0, 40, (7,))], "permutation": lambda x: x[torch.randperm(40)],
     "uniform": lambda x: torch.empty_like(x).uniform_(-1, 1) + x, "normal": lambda x: torch.empty_like(x).normal_() + x,

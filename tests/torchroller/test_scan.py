@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from roller_helpers import compiled, judge, last_plan
+from roller_helpers import compiled, judge
 from test_offline import DEVICES, fits
 
 SCANS = {
     "cumsum": lambda x, d: x.cumsum(d), "cumprod": lambda x, d: (x * 0.1 + 1).cumprod(d),
     "logcumsumexp": lambda x, d: x.logcumsumexp(d), "count": lambda x, d: (x > 0).cumsum(d),
-    "with an epilogue": lambda x, d: x.exp().cumsum(d) * 2 + x, "cumulative type": lambda x, d: x.cumsum(d, dtype=torch.float64),
+    "with an epilogue": lambda x, d: x.exp().cumsum(d) * 2 + x,
+    "cumulative type": lambda x, d: x.cumsum(d, dtype=torch.float64),
 }  # fmt: skip
 
 

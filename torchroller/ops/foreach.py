@@ -9,9 +9,9 @@ from typing import Any
 from ..graph import Node
 from .registry import RULES, Context, rule
 
-PLAIN = ("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt", "neg", "abs",
-         "reciprocal", "exp", "log", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "trunc", "erf", "expm1", "log1p",
-         "sin", "cos")  # fmt: skip
+PLAIN = ("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt", "neg",
+         "abs", "reciprocal", "exp", "log", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "trunc", "erf",
+         "expm1", "log1p", "sin", "cos")  # fmt: skip
 
 
 def _each(fn: Callable[..., Node]) -> Callable[..., list[Node]]:

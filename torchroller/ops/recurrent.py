@@ -18,7 +18,7 @@ LSTM = 2  # the number of the mode in ATen
 def _lstm(cx: Context, x: Node, w_input: Node, w_hidden: Node, b_input: Node, b_hidden: Node, h: Node, c: Node,
           reverse: bool, batch_sizes: Sequence[int], mode: int, width: int, layers: int, has_biases: bool,
           bidirectional: bool, batch_first: bool, train: bool) -> Any:  # fmt: skip
-    """x[steps, batch, inputs] -> (output[steps, batch, width], h, c); gates in the order input, forget, cell, output."""
+    """x[steps, batch, inputs] -> (output[steps, batch, width], h, c); gates: input, forget, cell, output."""
     b, f32 = cx.b, "float32"
     if mode != LSTM or batch_sizes or layers != 1 or bidirectional or batch_first or train or 3 in cx.used:
         raise NotLowered("a recurrent layer that is not one direction of an LSTM for inference")
