@@ -301,7 +301,12 @@ class _Finish:
             changed = False
             for a in list(self.extents):
                 for b in list(self.extents):
-                    if a == b or (a in reduced) != (b in reduced) or {a, b} & FIXED or self.walks[a] != self.walks[b]:
+                    if (
+                        a == b
+                        or (a in reduced) != (b in reduced)
+                        or {a, b} & FIXED
+                        or self.walks[a] != self.walks[b]
+                    ):
                         continue
                     if all(t.get(a, 0) == t.get(b, 0) * self.extents[b] for t in tables):
                         self.extents[b] *= self.extents.pop(a)
@@ -381,7 +386,8 @@ class _Finish:
         source = tuple(dict.fromkeys(n.origin for n in self.group.index if n.origin))
         expr = TensorExpr(self.name, axes, tuple(values), writes, source)
         outs = tuple(dict.fromkeys(w.access.tensor for w in writes))
-        return Kernel(expr, tuple(buffers), outs, any(a.gathers for a in (*expr.loads, *(w.access for w in writes))))
+        checked = any(a.gathers for a in (*expr.loads, *(w.access for w in writes)))
+        return Kernel(expr, tuple(buffers), outs, checked)
 
     def spell_iota(
         self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]

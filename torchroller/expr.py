@@ -134,7 +134,8 @@ class Value:
         args = " ".join(f"v{i}" for i in self.args)
         what = {"load": str(self.access), "const": str(self.number), "index": str(self.axis),
                 "call": f"{self.fn} {args}", "reduce": f"{self.fn} {args} over {','.join(self.over)}",
-                "scan": f"{self.fn} {args} along {self.axis}", "dot": f"{args} over {','.join(self.over)}"}[self.kind]  # fmt: skip
+                "scan": f"{self.fn} {args} along {self.axis}",
+                "dot": f"{args} over {','.join(self.over)}"}[self.kind]  # fmt: skip
         return f"{self.kind} {what} : {self.dtype}"
 
 

@@ -326,6 +326,8 @@ def _trivial(node: Node) -> bool:
 
 def _has_effects(call: ExternCall) -> bool:
     target = call.target
-    return getattr(target, "draws", False) or isinstance(target, torch._ops.OpOverload) and (
-        target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    return (
+        getattr(target, "draws", False)
+        or isinstance(target, torch._ops.OpOverload)
+        and (target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags)
     )

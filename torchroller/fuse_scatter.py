@@ -15,7 +15,9 @@ class Scatters(Joining):
         """A kernel of its own: no two programs write to the same place."""
         where = self.in_place.get(node)
         if where is not None:
-            self.place(node, self.storage[where].strides, self.storage[where].buffer, self.storage[where].offset)
+            self.place(
+                node, self.storage[where].strides, self.storage[where].buffer, self.storage[where].offset
+            )
         for attempt in (0, 1):
             group = Group(len(self.groups), "scatter", {})
             self.groups.append(group)

@@ -269,7 +269,9 @@ class Builder:
                          compute=compute_type(base.dtype))  # fmt: skip
 
     def scan(self, fn: str, value: Node, dim: int, dtype: str) -> Node:
-        return self._add("scan", value.shape, dtype, args=(value,), fn=fn, dims=(dim,), compute=compute_type(dtype))
+        return self._add(
+            "scan", value.shape, dtype, args=(value,), fn=fn, dims=(dim,), compute=compute_type(dtype)
+        )
 
     def cat(self, parts: Sequence[Node], dim: int) -> Node:
         shape = list(parts[0].shape)

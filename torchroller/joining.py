@@ -53,7 +53,9 @@ class Joining:
         self.layouts: dict[Node, tuple[int, ...]] = {}
         self.together: dict[Node, Node] = {}  # copies whose last dimension is one run of memory
         self.after: Any = None
-        self.in_place: dict[Node, Node] = {}  # values that are written over the graph input that they come from
+        self.in_place: dict[
+            Node, Node
+        ] = {}  # values that are written over the graph input that they come from
 
     def pointwise(self, node: Node) -> None:
         """Finds a home for a pointwise value."""

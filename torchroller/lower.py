@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import NotLowered, RollerError, StrictError
 from .graph import DTYPE_NAMES, FLOATS, Builder, Node
-from .ops import attention, contraction, conv, elementwise, foreach, indexing, pool, random, reduction, scan, scatter, views  # noqa: F401  (they register their rules)
+from .ops import (  # noqa: F401  (they register their rules)
+    attention,
+    contraction,
+    conv,
+    elementwise,
+    foreach,
+    indexing,
+    pool,
+    random,
+    recurrent,
+    reduction,
+    scan,
+    scatter,
+    views,
+)
 from .ops.registry import RULES, Context
 from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
@@ -88,7 +103,9 @@ class Lowered:
     total_nodes: int
     device: torch.device
     mutations: tuple[tuple[Node, Node], ...] = ()  # graph inputs and what is written over each, at the end
-    in_place: dict[Node, Node] = field(default_factory=dict)  # values that may share memory with the input they update
+    in_place: dict[Node, Node] = field(
+        default_factory=dict
+    )  # values that may share memory with the input they update
     values: dict[str, Any] = field(default_factory=dict)  # FX node name -> what it became
 
     def __str__(self) -> str:
@@ -180,6 +197,9 @@ class _Reader:
         meta = node.meta.get("val")
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":  # type: ignore[union-attr]
             return self.mutation(node, args)
+        if random.is_replay(node.target):
+            self.total += 1
+            return self.replay(node, meta, args, kwargs)
         if not isinstance(node.target, torch._ops.OpOverload):
             target: Any = node.target
             return target(*args, **kwargs)  # arithmetic on sizes
@@ -280,6 +300,20 @@ class _Reader:
                 )
         return value
 
+    def replay(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        """A random operator whose numbers activation checkpointing draws twice: run by torch in both passes."""
+        if meta is None and self.device.type == "cpu":  # the partitioner leaves it out
+            op, operands = node.args[0], fx.node.map_arg(node.args[1:], lambda n: n.meta["val"])
+            state = torch.empty(torch.default_generator.get_state().shape, dtype=torch.uint8, device="meta")
+            meta = (state, op(*operands, **fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])))  # type: ignore[operator]
+        leaves, spec = tree_flatten(meta)
+        if not all(isinstance(m, torch.Tensor) for m in leaves):
+            raise RollerError(f"{node.name} gives {meta!r}, not tensors alone")
+        results = self.extern(node, tuple(leaves), args, kwargs, random.REASON)
+        last = self.externs.pop()
+        self.externs.append(replace(last, target=random.Flat(last.target)))
+        return tree_unflatten(list(results), spec)
+
     def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
         metas = meta if isinstance(meta, (tuple, list)) else (meta,)
         for m in metas:
@@ -349,7 +383,9 @@ def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         target, value = node.args[0], node.args[1]
         if target.op != "placeholder" or not isinstance(value, fx.Node) or value.op != "call_function":
             continue
-        if getattr(value.target, "overloadpacket", None) not in [getattr(torch.ops.aten, n) for n in _UPDATES]:
+        if getattr(value.target, "overloadpacket", None) not in [
+            getattr(torch.ops.aten, n) for n in _UPDATES
+        ]:
             continue
         reads = [a for a in value.all_input_nodes if a is target]
         meta = target.meta["val"]

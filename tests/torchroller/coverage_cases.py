@@ -137,7 +137,9 @@ class UNetBlock(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, width))
-        self.inner = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in (width, width, 2 * width, width))
+        self.inner = nn.ModuleList(
+            nn.Conv2d(c, width, 3, padding=1) for c in (width, width, 2 * width, width)
+        )
         self.norms = nn.ModuleList(nn.GroupNorm(8, c) for c in (width, width, width, 2 * width, width))
         self.narrow = nn.Conv2d(2 * width, width, 1)
         self.down, self.up = nn.Conv2d(width, width, 3, 2, 1), nn.Conv2d(width, width, 3, padding=1)
@@ -222,7 +224,10 @@ class Graph(nn.Module):
 
 
 def _graph() -> tuple[nn.Module, tuple[Any, ...]]:
-    return Graph(), (noise(40, 32), torch.randint(0, 40, (2, 130), generator=torch.Generator().manual_seed(1)))
+    return Graph(), (
+        noise(40, 32),
+        torch.randint(0, 40, (2, 130), generator=torch.Generator().manual_seed(1)),
+    )
 
 
 class Experts(nn.Module):
@@ -264,7 +269,11 @@ def _bert_training(**kw: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     model = bert_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **kw)
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, 15:] = 0
-    return Wrapped(model, lambda m, x, mask, y: m(x, attention_mask=mask, labels=y).loss), (ids(), mask, ids(seed=2))
+    return Wrapped(model, lambda m, x, mask, y: m(x, attention_mask=mask, labels=y).loss), (
+        ids(),
+        mask,
+        ids(seed=2),
+    )
 
 
 def _gpt2_training(attention: str) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -347,7 +356,9 @@ def evaluate(name: str) -> Outcome:
     return Outcome(report, ours, theirs, failed)
 
 
-def _call(model: nn.Module, inputs: Any, train: bool, wrap: Callable[[Any], Any] = lambda m: m) -> list[torch.Tensor]:
+def _call(
+    model: nn.Module, inputs: Any, train: bool, wrap: Callable[[Any], Any] = lambda m: m
+) -> list[torch.Tensor]:
     if not train:
         with torch.no_grad():
             return tree_leaves(wrap(model)(*inputs))
@@ -374,7 +385,10 @@ def main(names: list[str]) -> None:
         for reason in found.failed:
             print(f"    WHOLE GRAPH: {reason}")
         for e in found.report.externs:
-            print(f"    {e.calls} x {e.target}: {e.reason}" + (f" ({e.flops} FLOPs)" if e.flops else ""), flush=True)
+            print(
+                f"    {e.calls} x {e.target}: {e.reason}" + (f" ({e.flops} FLOPs)" if e.flops else ""),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

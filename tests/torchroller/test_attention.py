@@ -25,11 +25,14 @@ def alone() -> None:
     assert len(plan.launches) == 1 and not plan.externs, str(plan)
 
 
+BF16 = torch.bfloat16
 SDPA = F.scaled_dot_product_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("m, n, d", [(7, 40, 16), (33, 33, 80), (1, 48, 64), (5, 9, 96), (2, 130, 256), (64, 3, 32)])
+@pytest.mark.parametrize(
+    "m, n, d", [(7, 40, 16), (33, 33, 80), (1, 48, 64), (5, 9, 96), (2, 130, 256), (64, 3, 32)]
+)
 def test_shapes(m, n, d, dtype):
     judge(SDPA, *heads(m, n, d, dtype=dtype))
     alone()
@@ -132,7 +135,7 @@ def test_weights_that_something_else_reads_stay_as_written():
 @pytest.mark.parametrize("device", DEVICES)
 def test_attention_fits_gpus(device):
     cases = [(SDPA, heads(1, 48, 64)), (lambda q, k, v: SDPA(q, k, v, enable_gqa=True), heads(1, 48, 64, 2)),
-             (lambda q, k, v: SDPA(q, k, v, enable_gqa=True, is_causal=True), heads(33, 33, 80, 2, torch.bfloat16))]  # fmt: skip
+             (lambda q, k, v: SDPA(q, k, v, enable_gqa=True, is_causal=True), heads(33, 33, 80, 2, BF16))]  # fmt: skip
     found: dict = {}
     for fn, inputs in cases:
         found |= dict.fromkeys(replace(k.expr, source=()) for k in judge(fn, *inputs).launches)

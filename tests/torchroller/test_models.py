@@ -48,7 +48,6 @@ def no_fallback(allowed: tuple[str, ...] = ()) -> ExecutionPlan:
 
 
 EXTERNS = {
-    "gpt2": ("cumsum",), "llama": ("cumsum",),  # transformers finds packed sequences in the position numbers
 }  # fmt: skip
 
 

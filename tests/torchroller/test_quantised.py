@@ -18,7 +18,7 @@ def weights(k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 WEIGHT_ONLY = {
     "linear": lambda x, w, s: F.linear(x, w.to(x.dtype) * s[:, None].to(x.dtype)),
-    "linear with an epilogue": lambda x, w, s: F.linear(x, w.to(x.dtype) * s[:, None].to(x.dtype), s.to(x.dtype)).relu(),
+    "with an epilogue": lambda x, w, s: F.linear(x, w.to(x.dtype) * s[:, None].to(x.dtype), s.to(x.dtype)).relu(),
     "product": lambda x, w, s: x @ (w.t().to(x.dtype) * s.to(x.dtype)),
     "one scale": lambda x, w, s: F.linear(x, w.to(x.dtype) * 0.01),
     "a scale on the left": lambda x, w, s: F.linear(x, s[:, None].to(x.dtype) * w.to(x.dtype)),

@@ -13,7 +13,8 @@ from torch import nn
 DRAWS = {
     "dropout": lambda x: F.dropout(x, 0.3), "two dropouts": lambda x: F.dropout(x, 0.3) + F.dropout(x * 2, 0.5),
     "all dropped": lambda x: F.dropout(x, 1.0), "none dropped": lambda x: F.dropout(x, 0.0),
-    "channels": lambda x: F.dropout2d(x.view(4, 10, 10, 5), 0.4), "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) + x,
+    "channels": lambda x: F.dropout2d(x.view(4, 10, 10, 5), 0.4),
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) + x,
     "rand": lambda x: x + torch.rand(50) * torch.rand_like(x), "randn": lambda x: torch.randn(40, 50).relu() * x,
     "randint": lambda x: x[torch.randint(0, 40, (7,))], "permutation": lambda x: x[torch.randperm(40)],
     "uniform": lambda x: torch.empty_like(x).uniform_(-1, 1) + x, "normal": lambda x: torch.empty_like(x).normal_() + x,
@@ -45,7 +46,9 @@ def test_dropout_is_fused_around_its_mask():
 
 def test_training_with_dropout_follows_eager():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    model = nn.Sequential(
+        nn.Linear(20, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 3)
+    )
     x, y = torch.randn(16, 20), torch.randint(0, 3, (16,))
     runs = []
     for wrap in (lambda m: m, compiled):
@@ -57,6 +60,6 @@ def test_training_with_dropout_follows_eager():
             loss = F.cross_entropy(call(x), y)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         runs.append(losses)
     assert torch.allclose(*map(torch.tensor, runs), rtol=1e-4)

@@ -7,17 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from roller_helpers import compiled, judge, last_plan
+from roller_helpers import compiled, judge
 from test_offline import DEVICES, fits
 
 SCANS = {
     "cumsum": lambda x, d: x.cumsum(d), "cumprod": lambda x, d: (x * 0.1 + 1).cumprod(d),
     "logcumsumexp": lambda x, d: x.logcumsumexp(d), "count": lambda x, d: (x > 0).cumsum(d),
-    "with an epilogue": lambda x, d: x.exp().cumsum(d) * 2 + x, "cumulative type": lambda x, d: x.cumsum(d, dtype=torch.float64),
+    "with an epilogue": lambda x, d: x.exp().cumsum(d) * 2 + x,
+    "cumulative type": lambda x, d: x.cumsum(d, dtype=torch.float64),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape, dim", [((3, 700), 1), ((700, 3), 0), ((5,), 0), ((2, 3, 40), 1), ((7, 1), 1), ((1, 257), -1)])
+@pytest.mark.parametrize(
+    "shape, dim", [((3, 700), 1), ((700, 3), 0), ((5,), 0), ((2, 3, 40), 1), ((7, 1), 1), ((1, 257), -1)]
+)
 @pytest.mark.parametrize("name", SCANS)
 def test_scans(name, shape, dim):
     torch.manual_seed(0)
@@ -47,7 +50,7 @@ def test_views_and_chains():
 
 def test_gradients():
     x = torch.rand(4, 50, requires_grad=True)
-    fn = lambda x: ((x.cumsum(1) ** 2).sum() + x.logcumsumexp(0).sum())  # noqa: E731
+    fn = lambda x: (x.cumsum(1) ** 2).sum() + x.logcumsumexp(0).sum()  # noqa: E731
     (want,) = torch.autograd.grad(fn(x.double()), x)
     (got,) = torch.autograd.grad(compiled(fn)(x), x)
     assert torch.allclose(got, want, rtol=1e-5)
@@ -60,7 +63,9 @@ def test_embedding_bags_of_one_size(mode):
     plan = judge(lambda i, w: F.embedding_bag(i, w, mode=mode), bags, table)
     assert len(plan.launches) == 1 and not plan.externs
     weights = torch.rand(6, 3)
-    assert not judge(lambda i, w, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s), bags, table, weights).externs
+    assert not judge(
+        lambda i, w, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s), bags, table, weights
+    ).externs
 
 
 def test_embedding_bags_of_other_sizes_are_left_to_aten():

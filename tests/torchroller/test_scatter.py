@@ -23,7 +23,7 @@ SCATTERS = {
     "index_copy": lambda x, i, s: x.index_copy(0, i[1:], s[1:]),
     "index_fill": lambda x, i, s: x.index_fill(1, i, 7.0),
     "index_put": lambda x, i, s: x.index_put((i[1:],), s[1:]),
-    "index_put_of_columns": lambda x, i, s: torch.ops.aten.index_put(x, [None, i + 1], s[:, :1].mT[:, :].expand(9, 5), True),
+    "index_put_of_columns": lambda x, i, s: torch.ops.aten.index_put(x, [None, i + 1], s[:, 0].expand(9, 5), True),
     "index_put_from_the_end": lambda x, i, s: x.index_put((-1 - i,), s, accumulate=True),
     "index_put_of_points": lambda x, i, s: x.index_put((i, torch.arange(5)), s[:, 0]),
     "index_put_by_mask": lambda x, i, s: x.index_put((x > 0,), s[0, 0]),
@@ -36,6 +36,8 @@ SCATTERS = {
     "scatter_add_along_rows": lambda x, i, s: x.scatter_add(1, i.expand(9, 5), x[:, :5]),
     "scatter_add_into_a_vector": lambda x, i, s: s.new_zeros(9).scatter_add(0, i, s[:, 0].exp()),
     "scatter_add_of_a_view": lambda x, i, s: x.t().scatter_add(1, i.expand(20, 5), s.t()),
+    "scatter_into_a_corner": lambda x, i, s: x.scatter(1, i[None, :3].expand(2, 3), s[:3, :4]),
+    "scatter_add_into_a_corner": lambda x, i, s: x.scatter_add(0, spread(i, s)[1:, :7], s),
     "slice_scatter": lambda x, i, s: x.slice_scatter(s[:3], 0, 2, 5),
     "select_scatter": lambda x, i, s: x.select_scatter(s[1], 0, -2),
     "embedding_gradient": lambda x, i, s: torch.ops.aten.embedding_dense_backward(s, i, 11, 3, False),
@@ -63,7 +65,9 @@ def test_scatter_reduce(fn, include_self):
     torch.manual_seed(0)
     x, s = torch.randn(9, 20), torch.randn(5, 20)
     s[2, 4] = float("nan")
-    plan = judge(lambda x, i, s: x.scatter_reduce(0, spread(i, s), s, fn, include_self=include_self), x, ROWS, s)
+    plan = judge(
+        lambda x, i, s: x.scatter_reduce(0, spread(i, s), s, fn, include_self=include_self), x, ROWS, s
+    )
     assert not plan.externs
 
 
@@ -161,7 +165,8 @@ def test_a_slice_of_an_input_is_written_where_it_is(update):
     lambda a, b: (a.add_(1), b.copy_(a * 2), a.sum())[2], lambda a, b: (a.copy_(b), b.mul_(3))[0].sum(),
     lambda a, b: (a.copy_(b + a), b.copy_(a.t() + b))[0].mean(), lambda a, b: (a.copy_(a.t().clone()), a + b)[1],
     lambda a, b: (a[2:4].copy_(b[:2]), a @ b)[1], lambda a, b: (a[:, 1].mul_(2), a.softmax(0))[1],
-    lambda a, b: (a.index_add_(0, ROWS, a[:5].clone()), a + 1)[1], lambda a, b: (a.index_copy_(0, ROWS[1:], b[:4]), a + b)[0],
+    lambda a, b: (a.index_add_(0, ROWS, a[:5].clone()), a + 1)[1],
+    lambda a, b: (a.index_copy_(0, ROWS[1:], b[:4]), a + b)[0],
     lambda a, b: (a.zero_(), b.fill_(2.0), a + b)[2], lambda a, b: (a.index_add_(0, ROWS, b[:5] + a.sum()), a - b)[1],
     lambda a, b: (torch.relu_(a), b.clamp_(-1, 1), a @ b)[2],
 ])  # fmt: skip

@@ -17,10 +17,12 @@ def is_scan(expr: TensorExpr) -> bool:
 def scan_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
     """Rows of the axis with the smallest steps side by side; chunks of the running axis."""
     (run,) = expr.reduce
-    lane = min(expr.spatial, key=lambda a: (abs(expr.writes[0].access.stride_of(a.name)), -a.extent), default=None)
+    lane = min(
+        expr.spatial, key=lambda a: (abs(expr.writes[0].access.stride_of(a.name)), -a.extent), default=None
+    )
     blocks = {run.name: min(next_power(run.extent), 256)}
     if lane is not None:
-        blocks[lane.name] = min(next_power(lane.extent), 16)
+        blocks[lane.name] = min(next_power(lane.extent), 16 if cpu else 2)  # float64 fills a GPU's registers
     return Tiling(tuple(blocks.items()), num_warps=4, num_stages=1)
 
 

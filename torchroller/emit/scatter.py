@@ -130,7 +130,9 @@ class _Scatter:
         body, w = self.body, self.update
         indices = [ix.indirect for ix in w.access.index if ix.indirect is not None]
         body.compute([w.value, *indices], self.depends)
-        axes = frozenset(a for ix in w.access.index for a, _ in ix.terms).union(*(self.depends[i] for i in indices))
+        axes = frozenset(a for ix in w.access.index for a, _ in ix.terms).union(
+            *(self.depends[i] for i in indices)
+        )
         if body.check:
             body.check_indices(w.access, axes)
         mask = body.mask(w.access, axes)
@@ -151,7 +153,7 @@ class _Scatter:
 
     def combined(self, fn: str, value: str, dtype: str) -> str:
         if dtype == "bool":
-            return f"old | {value}"
+            return f"old {'|' if fn in ('add', 'max') else '&'} {value}"
         text = COMBINED[fn]
         if fn in ("max", "min"):
             if "float" not in dtype:

@@ -32,7 +32,9 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
         raise NotLowered(why if len(q.shape) == 4 else f"attention of rank {len(q.shape)}")
     k, v = (shared_heads(cx, q, x) for x in (k, v))
     mask = None if attn_mask is None else _mask(cx, attn_mask, q, k)
-    out, lse = cx.b.attention(q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, is_causal)
+    out, lse = cx.b.attention(
+        q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, is_causal
+    )
     _laid_out(out, cx.out(0))
     _laid_out(lse, cx.out(1))
     return out, lse if 1 in cx.used else None
@@ -69,7 +71,7 @@ def _laid_out(node: Node, meta: Any) -> Node:
 @rule("aten._scaled_dot_product_flash_attention_for_cpu_backward")
 def _flash_backward(cx: Context, grad: Node, q: Node, k: Node, v: Node, out: Node, lse: Node, dropout_p: float,
                     is_causal: bool, *, attn_mask: Node | None = None, scale: float | None = None) -> Any:  # fmt: skip
-    """Five products (Dao et al., FlashAttention, 2022, appendix B.2): the weights are computed again from the scores."""
+    """Five products (Dao et al., FlashAttention, 2022, appendix B.2): the weights are computed again."""
     if dropout_p != 0.0:
         raise NotLowered("attention with dropout")
     if len(q.shape) != 4 or q.dtype not in DOT_TYPES or len({x.dtype for x in (grad, q, k, v, out)}) > 1:

@@ -36,7 +36,9 @@ def scaled_columns(cx: Context, b: Node) -> tuple[Node, Node] | None:
     if base.kind != "pointwise" or base.fn != "mul" or len(b.shape) != 2:
         return None
     for weight, scale in (base.args, base.args[::-1]):
-        whole = weight.kind == "pointwise" and weight.fn == "cast" and weight.args[0].dtype in ("int8", "uint8")
+        whole = (
+            weight.kind == "pointwise" and weight.fn == "cast" and weight.args[0].dtype in ("int8", "uint8")
+        )
         if not whole:
             continue
         columns = order[1]  # the dimension of the product below the views that is n

@@ -9,9 +9,9 @@ from typing import Any
 from ..graph import Node
 from .registry import RULES, Context, rule
 
-PLAIN = ("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt", "neg", "abs",
-         "reciprocal", "exp", "log", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "trunc", "erf", "expm1", "log1p",
-         "sin", "cos")  # fmt: skip
+PLAIN = ("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt", "neg",
+         "abs", "reciprocal", "exp", "log", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "trunc", "erf",
+         "expm1", "log1p", "sin", "cos")  # fmt: skip
 
 
 def _each(fn: Callable[..., Node]) -> Callable[..., list[Node]]:
@@ -35,7 +35,9 @@ for _name in PLAIN:
 def _combined(fn: str) -> Callable[..., Node]:
     def lower(cx: Context, x: Node, a: Node, c: Node, value: Any = 1) -> Node:
         b, dtype = cx.b, cx.dtype
-        term = b.call("mul", dtype, b.call(fn, dtype, cx.node(a, dtype), cx.node(c, dtype)), cx.node(value, dtype))
+        term = b.call(
+            "mul", dtype, b.call(fn, dtype, cx.node(a, dtype), cx.node(c, dtype)), cx.node(value, dtype)
+        )
         return b.call("add", dtype, cx.node(x, dtype), term)
 
     return lower

@@ -97,9 +97,9 @@ def _pad(cx: Context, x: Node, pad: Sequence[int], value: Any = 0) -> Node:
 
 
 @rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
-def _embedding_bag(cx: Context, weight: Node, indices: Node, offsets: Node, scale_grad_by_freq: bool = False, mode: int = 0,
-                   sparse: bool = False, per_sample_weights: Node | None = None, include_last_offset: bool = False,
-                   padding_idx: int = -1) -> Any:  # fmt: skip
+def _embedding_bag(cx: Context, weight: Node, indices: Node, offsets: Node, scale_grad_by_freq: bool = False,
+                   mode: int = 0, sparse: bool = False, per_sample_weights: Node | None = None,
+                   include_last_offset: bool = False, padding_idx: int = -1) -> Any:  # fmt: skip
     """Bags of one size, as a matrix of indices gives them; their sum or mean is a gather and a reduction."""
     if set(cx.used) - {0}:
         raise NotLowered("an embedding_bag whose bookkeeping the backward pass reads")

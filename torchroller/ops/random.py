@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..graph import Node
 from .registry import Context, rule
@@ -27,6 +28,25 @@ class KeepMask:
 
     def __str__(self) -> str:
         return "aten.bernoulli_.float"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """An operator that runs another one under a saved state of the generator, with its results in one flat tuple."""
+
+    target: Any
+    draws: bool = True
+
+    def __call__(self, *args: Any, **kw: Any) -> tuple[Any, ...]:
+        return tuple(tree_leaves(self.target(*args, **kw)))
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+
+def is_replay(target: Any) -> bool:
+    """Is it one of the operators by which a recomputed random operator draws the same numbers again?"""
+    return str(target) in ("run_and_save_rng_state", "run_with_rng_state")
 
 
 @rule("aten.native_dropout")

@@ -27,20 +27,22 @@ def _scatter(cx: Context, base: Node, source: Node, index: Sequence[Any], fn: st
     if len(base.shape) != len(index):
         raise NotLowered("a scatter whose index has another rank than its tensor")
     along = [i for i in index if isinstance(i, int)]
-    for d, i in enumerate(index):
-        if isinstance(i, int) and source.shape[i] != base.shape[d]:
-            raise NotLowered(f"a scatter of {list(source.shape)} into part of {list(base.shape)}")
+    corner = [source.shape[i] if isinstance(i, int) else size for i, size in zip(index, base.shape)]
+    if tuple(corner) != base.shape:
+        return _framed(cx, _scatter(cx, _corner(cx, base, corner), source, index, fn), base)
     lanes = math.prod(source.shape[i] for i in along)
     steps = source.numel // max(lanes, 1)
     if steps > LONG_WALK and lanes < MIN_PER_PROGRAM:
-        raise NotLowered(f"a scatter of {steps} updates that may meet, one after the other, in {lanes} places")
-    if base.dtype == "bool" and fn not in ("set", "max"):
-        raise NotLowered(f"a scatter that combines bools by {fn}")
+        raise NotLowered(
+            f"a scatter of {steps} updates that may meet, one after the other, in {lanes} places"
+        )
     return cx.b.scatter(base, cx.b.cast(source, base.dtype), index, fn)
 
 
 @rule("aten.index_put", "aten._unsafe_index_put")
-def _index_put(cx: Context, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False) -> Node:
+def _index_put(
+    cx: Context, x: Node, indices: Sequence[Node | None], values: Node, accumulate: bool = False
+) -> Node:
     given = [i for i in indices if i is not None]
     if any(i.dtype in ("bool", "uint8") for i in given):
         return _masked_put(cx, x, indices, values, accumulate)
@@ -65,20 +67,37 @@ def _positions(x: Node, dim: int, index: Node) -> list[Any]:
     return [index if d == dim else d for d in range(len(x.shape))]
 
 
-def _dims(x: Node, dim: int, index: Node) -> int:
-    if not x.shape or not index.shape:
-        raise NotLowered("a scatter of 0-d tensors")
-    return dim % len(x.shape)
+def _lines(cx: Context, *values: Node) -> tuple[Node, ...]:
+    """0-d tensors as vectors of one element."""
+    return tuple(v if v.shape else cx.b.reshape(v, (1,)) for v in values)
 
 
 @rule("aten.scatter")
-def _scatter_rule(cx: Context, x: Node, dim: int, index: Node, source: Any, *, reduce: str | None = None) -> Node:
-    dim = _dims(x, dim, index)
+def _scatter_rule(
+    cx: Context, x: Node, dim: int, index: Node, source: Any, *, reduce: str | None = None
+) -> Node:
+    x, index = _lines(cx, x, index)
     if isinstance(source, Node):
-        source = _corner(cx, source, index.shape)
+        source = _corner(cx, *_lines(cx, source), index.shape)
     else:
         source = cx.b.const(source, x.dtype, index.shape)
-    return _scatter(cx, x, source, _positions(x, dim, index), COMBINE[reduce] if reduce else "set")
+    fn = COMBINE[reduce] if reduce else "set"
+    return cx.b.reshape(_scatter(cx, x, source, _positions(x, dim % len(x.shape), index), fn), cx.shape)
+
+
+def _framed(cx: Context, corner: Node, base: Node) -> Node:
+    """`base` with its first elements along each dimension replaced by `corner`."""
+    b = cx.b
+    for d in reversed(range(len(base.shape))):
+        have, size = corner.shape[d], base.shape[d]
+        if have < size:
+            rest = _corner(
+                cx,
+                b.slice(base, d, have, size - have),
+                [*corner.shape[:d], size - have, *base.shape[d + 1 :]],
+            )
+            corner = b.cat([corner, rest], d)
+    return corner
 
 
 def _corner(cx: Context, source: Node, shape: Sequence[int]) -> Node:
@@ -90,15 +109,14 @@ def _corner(cx: Context, source: Node, shape: Sequence[int]) -> Node:
 
 @rule("aten.scatter_add")
 def _scatter_add(cx: Context, x: Node, dim: int, index: Node, source: Node) -> Node:
-    dim = _dims(x, dim, index)
-    return _scatter(cx, x, _corner(cx, source, index.shape), _positions(x, dim, index), "add")
+    return _scatter_rule(cx, x, dim, index, source, reduce="add")
 
 
 @rule("aten.scatter_reduce")
 def _scatter_reduce(cx: Context, x: Node, dim: int, index: Node, source: Node, reduce: str, *,
                     include_self: bool = True) -> Node:  # fmt: skip
-    dim = _dims(x, dim, index)
-    b, at = cx.b, _positions(x, dim, index)
+    b, (x, index, source) = cx.b, _lines(cx, x, index, source)
+    at = _positions(x, dim % len(x.shape), index)
     source = _corner(cx, source, index.shape)
     mean = reduce == "mean"
     if mean and x.dtype not in FLOATS:
@@ -109,10 +127,12 @@ def _scatter_reduce(cx: Context, x: Node, dim: int, index: Node, source: Node, r
         base = _scatter(cx, x, b.const(_neutral(fn, x.dtype), x.dtype, index.shape), at, "set")
     total = _scatter(cx, base, source, at, fn)
     if not mean:
-        return total
-    count = _scatter(cx, b.const(int(include_self), x.dtype, x.shape), b.const(1, x.dtype, index.shape), at, "add")
+        return b.reshape(total, cx.shape)
+    count = _scatter(
+        cx, b.const(int(include_self), x.dtype, x.shape), b.const(1, x.dtype, index.shape), at, "add"
+    )
     count = b.call("maximum", x.dtype, count, b.const(1, x.dtype))
-    return b.call("div", x.dtype, total, count)
+    return b.reshape(b.call("div", x.dtype, total, count), cx.shape)
 
 
 def _neutral(fn: str, dtype: str) -> float | int:
@@ -120,6 +140,8 @@ def _neutral(fn: str, dtype: str) -> float | int:
         return int(fn == "prod")
     if dtype in FLOATS:
         return -math.inf if fn == "max" else math.inf
+    if dtype == "bool":
+        return int(fn == "min")
     info = torch.iinfo(getattr(torch, dtype))
     return info.min if fn == "max" else info.max
 
@@ -140,9 +162,8 @@ def _index_copy(cx: Context, x: Node, dim: int, index: Node, source: Node) -> No
 def _index_fill(cx: Context, x: Node, dim: int, index: Node, value: Any) -> Node:
     if isinstance(value, Node) and value.shape:
         raise NotLowered("an index_fill with a tensor")
+    x, index = _lines(cx, x, index)
     shape = list(x.shape)
-    if not x.shape or not index.shape:
-        raise NotLowered("a scatter of 0-d tensors")
     shape[dim % len(shape)] = index.shape[0]
     wrap = wrapped(cx, index, x.shape[dim % len(shape)])
     return _along(cx, x, dim, wrap, cx.b.expand(cx.node(value, x.dtype), shape), "set")
@@ -150,16 +171,19 @@ def _index_fill(cx: Context, x: Node, dim: int, index: Node, value: Any) -> Node
 
 def _along(cx: Context, x: Node, dim: int, index: Node, source: Node, fn: str) -> Node:
     """A one-dimensional index along `dim`: whole slices of `source` go to slices of `x`."""
-    if len(source.shape) != len(x.shape):
-        raise NotLowered("a scatter of 0-d tensors")
-    dim = _dims(x, dim, index)
+    x, index, source = _lines(cx, x, index, source)
+    dim %= len(x.shape)
+    if len(source.shape) != len(x.shape):  # one slice without its dimension
+        source = cx.b.reshape(source, [index.shape[0] if d == dim else n for d, n in enumerate(x.shape)])
     line = [index.shape[0] if d == dim else 1 for d in range(len(x.shape))]
     rows = cx.b.expand(cx.b.reshape(index, line), source.shape)
-    return _scatter(cx, x, source, _positions(x, dim, rows), fn)
+    return cx.b.reshape(_scatter(cx, x, source, _positions(x, dim, rows), fn), cx.shape)
 
 
 @rule("aten.embedding_dense_backward")
-def _embedding_backward(cx: Context, grad: Node, indices: Node, rows: int, padding: int, by_frequency: bool) -> Node:
+def _embedding_backward(
+    cx: Context, grad: Node, indices: Node, rows: int, padding: int, by_frequency: bool
+) -> Node:
     if by_frequency:
         raise NotLowered("an embedding gradient scaled by frequency")
     b, width = cx.b, grad.shape[-1]
@@ -192,4 +216,6 @@ def _slice_scatter(cx: Context, x: Node, source: Node, dim: int = 0, start: int 
 def _select_scatter(cx: Context, x: Node, source: Node, dim: int, at: int) -> Node:
     dim %= len(x.shape)
     at %= x.shape[dim]
-    return _slice_scatter(cx, x, cx.b.reshape(source, (*x.shape[:dim], 1, *x.shape[dim + 1 :])), dim, at, at + 1)
+    return _slice_scatter(
+        cx, x, cx.b.reshape(source, (*x.shape[:dim], 1, *x.shape[dim + 1 :])), dim, at, at + 1
+    )

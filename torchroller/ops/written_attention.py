@@ -29,9 +29,15 @@ def weighted_sums(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if _name(node) not in PRODUCTS or not isinstance(node.args[0], fx.Node):
             continue
         at = node.args[0]
-        while len(at.users) == 1 and (_name(at) in _PASSING or at.target is torch.ops.prims.convert_element_type.default):
+        while len(at.users) == 1 and (
+            _name(at) in _PASSING or at.target is torch.ops.prims.convert_element_type.default
+        ):
             at = at.args[0]
-        if _name(at) in ("_softmax", "_safe_softmax") and len(at.users) == 1 and node.args[1] is not node.args[0]:
+        if (
+            _name(at) in ("_softmax", "_safe_softmax")
+            and len(at.users) == 1
+            and node.args[1] is not node.args[0]
+        ):
             rank = at.args[0].meta["val"].dim()  # type: ignore[union-attr]
             if int(at.args[1]) % max(rank, 1) == rank - 1:  # type: ignore[call-overload]
                 found[node] = at
@@ -40,7 +46,11 @@ def weighted_sums(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
 
 def _name(node: fx.Node) -> str:
     target = node.target
-    if target is operator.getitem or not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+    if (
+        target is operator.getitem
+        or not isinstance(target, torch._ops.OpOverload)
+        or target.namespace != "aten"
+    ):
         return ""
     return str(target._schema.name).split("::")[1]
 
@@ -53,7 +63,9 @@ class _Score:
     mask: Node | None
 
 
-def attention_of(b: Builder, scores: Node, values: Node, dtype: str, shape: tuple[int, ...], safe: bool) -> Node | None:
+def attention_of(
+    b: Builder, scores: Node, values: Node, dtype: str, shape: tuple[int, ...], safe: bool
+) -> Node | None:
     """softmax(scores) values of `shape` [..., m, e] as an attention value; None where that is not what it is."""
     rows, keys = scores.shape[-2:] if len(scores.shape) >= 2 else (0, 0)
     if values.shape[-2] != keys or shape[-2] != rows:
@@ -64,7 +76,11 @@ def attention_of(b: Builder, scores: Node, values: Node, dtype: str, shape: tupl
     q, k = (b.reshape(x, (*shape[:-2], *x.shape[-2:])) for x in (found.q, found.k))
     if q.dtype != dtype or reason_against(q, k, values) is not None:
         return None
-    mask = None if found.mask is None else b.reshape(b.expand(found.mask, scores.shape), (*shape[:-2], rows, keys))
+    mask = (
+        None
+        if found.mask is None
+        else b.reshape(b.expand(found.mask, scores.shape), (*shape[:-2], rows, keys))
+    )
     return b.attention(q, k, values, mask, found.scale, False, safe)[0]
 
 
