@@ -15,6 +15,7 @@ from .device import DeviceSpec
 from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
+from .emit.descriptors import emit_descriptors
 from .emit.loops import emit_loops
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
@@ -22,6 +23,7 @@ from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
 from .search import Construction, construct
 from .tile import RProgram
+from .variants import with_variants
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,24 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
     """The search's result, once per expression and device; None for attention, whose tiles are given."""
-    return None if is_attention(expr) else construct(expr, spec, top_k=topk)
+    return None if is_attention(expr) else with_variants(construct(expr, spec, top_k=topk), expr, spec)
 
 
 def tiling_of(program: RProgram, cpu: bool = True) -> Tiling:
     """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
     lone = () if cpu else (("m", 16), ("n", 16))
     return Tiling(
-        (*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages
-    )
+        (*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages,
+        variant=program.variant, units=program.grid if program.variant == "tma-persist" else 0,
+    )  # fmt: skip
 
 
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:
     """Triton text of an expression under a tiling."""
     if is_attention(expr):
         return emit_attention(expr, tiling, expr.name, check)
+    if tiling.variant:
+        return emit_descriptors(expr, tiling, expr.name, tiling.variant, tiling.units, check)
     if is_contraction(expr):
         return emit_contraction(expr, tiling, expr.name, pack, check)
     return emit_loops(expr, tiling, expr.name, check)
@@ -108,16 +113,19 @@ def _timings(
     expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int
 ) -> list[float]:
     kernels = compile_all(executor, sources)
-    tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
+    device = getattr(executor, "device", torch.device("cpu"))
+    tensors = {n: [t.to(device) for t in _arguments(expr, s)] for n, s in enumerate(sources)}
     best = [float("inf")] * len(kernels)
     for turn in range(repeat + 1):
         for n, kernel in enumerate(kernels):
             if isinstance(kernel, KernelError):
                 continue
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             started = time.perf_counter()
             executor.launch(kernel, tensors[n])
-            if tensors[n][0].is_cuda:
-                torch.cuda.synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn:  # the first turn warms up
                 best[n] = min(best[n], time.perf_counter() - started)
     return best

@@ -31,6 +31,8 @@ class Tiling:
     num_warps: int = 4
     num_stages: int = 2
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
+    variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
+    units: int = 0  # programs of a persistent grid
 
     def of(self, axis: str) -> int:
         return dict(self.blocks).get(axis, 1)
