@@ -185,7 +185,10 @@ def main() -> int:
         "--patience", type=float, default=300.0, help="seconds that a contender may take to compile a case"
     )
     parser.add_argument(
-        "--budget", type=float, default=25.0, help="minutes; when they run out, Inductor is left out (and said so)"
+        "--budget",
+        type=float,
+        default=25.0,
+        help="minutes; when they run out, Inductor is left out (and said so)",
     )
     parser.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
     parser.add_argument("--markdown", type=Path, help="write the table here")
@@ -218,7 +221,11 @@ def main() -> int:
             rounds = min(args.rounds, 7) if case.group.startswith("model") else args.rounds
             result = measure(case, pool, peers, rounds, args.threads, args.patience)
             result["skipped"].update(  # type: ignore[attr-defined]
-                {n: f"left out: the run's {args.budget:.0f} minutes were nearly over" for n in names if n not in peers}
+                {
+                    n: f"left out: the run's {args.budget:.0f} minutes were nearly over"
+                    for n in names
+                    if n not in peers
+                }
             )
             results.append(result)
             print(describe(result), flush=True)

@@ -39,7 +39,9 @@ def read(folder: Path) -> list[tuple[str, dict]]:
             data = json.loads(path.read_text())
             data["machine"]["when"], data["results"][0]["rows"]  # noqa: B018  (they must be there)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is no file of figures of bench.py: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{path} is no file of figures of bench.py: {type(error).__name__}: {error}"
+            ) from error
         found.append((path.stem, data))
     return sorted(found, key=lambda item: item[1]["machine"]["when"], reverse=True)
 
@@ -184,7 +186,11 @@ else. *error* is roller's largest error relative to the largest magnitude, again
 def newest_cpu(files: list[tuple[str, dict]]) -> tuple[str, dict] | None:
     """The run for the README: the newest one on a CPU in which both eager and we took part."""
     return next(
-        ((n, d) for n, d in files if not d["machine"].get("device") and any(against_fastest(r) for r in d["results"])),
+        (
+            (n, d)
+            for n, d in files
+            if not d["machine"].get("device") and any(against_fastest(r) for r in d["results"])
+        ),
         None,
     )
 
@@ -207,8 +213,12 @@ def block(data: dict) -> str:
 def readme_text(text: str, made: str) -> str:
     """The README with the block between the two markers replaced. Raises ValueError where they are not there once."""
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"the README must hold {START!r} and {END!r}, once each: the figures go between them")
-    return re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: f"{START}\n{made}\n{END}", text, flags=re.S)
+        raise ValueError(
+            f"the README must hold {START!r} and {END!r}, once each: the figures go between them"
+        )
+    return re.sub(
+        f"{re.escape(START)}.*{re.escape(END)}", lambda _: f"{START}\n{made}\n{END}", text, flags=re.S
+    )
 
 
 def documents(results: Path, docs: Path, readme: Path) -> dict[Path, str]:

@@ -48,7 +48,10 @@ def variants(program: RProgram, expr: TensorExpr, device: DeviceSpec) -> list[RP
         return []
     grouped = replace(program, num_warps=max(_MULTIPLYING_WARPS, program.num_warps))
     # Triton splits loops of one warp group only; the group that copies comes on top.
-    found = [replace(grouped, variant="tma"), replace(program, num_warps=_MULTIPLYING_WARPS, variant="tma-ws")]
+    found = [
+        replace(grouped, variant="tma"),
+        replace(program, num_warps=_MULTIPLYING_WARPS, variant="tma-ws"),
+    ]
     if program.grid > device.units:
         found.append(replace(grouped, variant="tma-persist", grid=device.units))
     return [v for v in found if _fits(v, expr, device)]

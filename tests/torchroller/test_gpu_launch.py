@@ -95,7 +95,9 @@ def test_descriptors_get_memory_on_the_device(gpu, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "empty", lambda size, **how: asked.append((size, how)))
     allocate(kernel.handle.metadata.global_scratch_size, 128, 7)
-    assert asked == [(kernel.handle.metadata.global_scratch_size, {"dtype": torch.int8, "device": executor.device})]
+    assert asked == [
+        (kernel.handle.metadata.global_scratch_size, {"dtype": torch.int8, "device": executor.device})
+    ]
 
 
 def test_machine_code_of_a_gpu_is_left_to_triton_s_cache(gpu):

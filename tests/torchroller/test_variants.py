@@ -79,7 +79,12 @@ def test_devices_without_descriptors_have_no_variants(spec):
     [
         (lambda x, y: x @ y, ((256, 256), (256, 256)), torch.float32, "float32"),
         (lambda x, y: torch.relu(x) @ y, ((256, 256), (256, 256)), torch.float16, "a computed operand"),
-        (lambda x, y: x @ y, ((256, 251), (251, 256)), torch.float16, "rows that are not aligned to 16 bytes"),
+        (
+            lambda x, y: x @ y,
+            ((256, 251), (251, 256)),
+            torch.float16,
+            "rows that are not aligned to 16 bytes",
+        ),
         (lambda x, y: x @ y, ((4, 64, 64), (4, 64, 64)), torch.float16, "a batch"),
     ],
 )

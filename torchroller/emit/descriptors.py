@@ -46,7 +46,11 @@ def _matrix(access: Access, spatial: set[str], over: tuple[str, ...]) -> tuple[s
         return None
     moved = {name: access.stride_of(name) for ix in access.index for name, _ in ix.terms}
     outer = [n for n in moved if n in spatial]
-    if len(outer) != 1 or set(moved) != {outer[0], over[0]} or any(ix.indirect is not None for ix in access.index):
+    if (
+        len(outer) != 1
+        or set(moved) != {outer[0], over[0]}
+        or any(ix.indirect is not None for ix in access.index)
+    ):
         return None
     k_inner = moved[over[0]] == 1
     if not k_inner and moved[outer[0]] != 1:
