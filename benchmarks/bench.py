@@ -1,6 +1,7 @@
 """`make bench`: torchroller against eager, Inductor, ONNX Runtime and OpenVINO, in turns.
 
-python benchmarks/bench.py [--only SUBSTRING ...] [--peers a,b] [--rounds N] [--json FILE] [--markdown FILE] [--budget MINUTES]
+python benchmarks/bench.py [--only SUBSTRING ...] [--peers a,b] [--rounds N] [--json FILE] [--markdown FILE]
+                           [--budget MINUTES]
 
 Without --json a run of all cases writes benchmarks/results/cpu-<LLVM's name of this CPU>-<cores>.json, case by case;
 `python benchmarks/report.py` makes docs/benchmarks.md and the pictures from the files there. Compilers start with

@@ -1,12 +1,12 @@
 """One command for a machine with a GPU: is everything right there, and how fast is it against whom?
 
 python benchmarks/gpu.py [--only PART or CASE ...] [--peers a,b] [--rounds N] [--json FILE]
-python benchmarks/gpu.py --dry-run [--json FILE]      the same plan at tiny sizes on the CPU, to check the command itself
+python benchmarks/gpu.py --dry-run [--json FILE]      the same plan, tiny, on the CPU: to check the command itself
 
 Parts, in this order: `operators` (the 119 of the ROLLER evaluation at the paper's batch; eager is cuBLAS and cuDNN),
 `matmul` (bf16 8192^3; the goal is 0.95 of cuBLAS), `model` (BERT-large, GPT-2, a Llama-like one, ResNet-50, compile
-seconds included; reduce-overhead rows where a mode has CUDA graphs). Every result is compared with double precision first: a wrong one
-is printed, kept out of the table and makes the exit status 1. Figures go to benchmarks/results/gpu-<name>.json, case by
+seconds and mode="reduce-overhead" included). Every result is compared with double precision first: a wrong one is
+printed, kept out of the table and makes the exit status 1. Figures go to benchmarks/results/gpu-<name>.json, case by
 case; `python benchmarks/report.py` makes the documents from them.
 """
 

@@ -310,7 +310,7 @@ def cpu(cores: int | None = None) -> DeviceSpec:
 
 
 def by_name(name: str) -> DeviceSpec:
-    """`cpu`, a shipped GPU, or a CPU by LLVM's name (`znver5`), in any case. Raises ValueError naming the known ones."""
+    """`cpu`, a shipped GPU, or a CPU by LLVM's name (`znver5`), in any case. Raises ValueError for others."""
     if name.lower() == "cpu":
         return cpu()
     for spec in SHIPPED:

@@ -165,8 +165,8 @@ class NativeExecutor:
 
             raise KernelError(
                 f"Triton {triton.__version__} supports NVIDIA GPUs from compute capability 8.0 on, {device} has "
-                f"{int(self.target.arch) / 10:.1f}: it would compile tl.dot without matrix instructions and spill registers. "
-                "Run on a newer GPU, or with backend='inductor' or eager on this one."
+                f"{int(self.target.arch) / 10:.1f}: it would compile tl.dot without matrix instructions "
+                "and spill registers. Run on a newer GPU, or eagerly on this one."
             )
         self.native = device.type == "cpu"
 

@@ -40,9 +40,9 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
         try:
             with debug.graph(gm):
                 lowered = lower(gm, options, denied)
-                debug.stage("lowered", lambda: str(lowered))
+                debug.stage("lowered", functools.partial(str, lowered))
                 fused = fuse(lowered, options.fuse)
-                debug.stage("fused", lambda: str(fused))
+                debug.stage("fused", functools.partial(str, fused))
                 return assemble(lowered, fused, options, static)
         except GroupError as error:
             fresh = error.origins - denied.keys()

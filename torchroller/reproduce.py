@@ -235,7 +235,8 @@ def packed(flat, layout):
     strides = (*layout["n_strides"][:-1], layout["k_stride"], layout["n_strides"][-1])
     rows = torch.as_strided(flat, (*outer, layout["k"], last), strides, layout["offset"])
     rows = torch.nn.functional.pad(rows, (0, -last % layout["block"]))
-    return rows.reshape(-1, layout["k"], rows.shape[-1] // layout["block"], layout["block"]).transpose(1, 2).contiguous()
+    tiles = rows.shape[-1] // layout["block"]
+    return rows.reshape(-1, layout["k"], tiles, layout["block"]).transpose(1, 2).contiguous()
 
 
 def make():

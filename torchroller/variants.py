@@ -17,7 +17,7 @@ from torchroller.emit.descriptors import VARIANTS, describable, fits
 from torchroller.expr import TensorExpr
 from torchroller.search import Construction
 from torchroller.space import Space
-from torchroller.spec import KiB, DeviceSpec
+from torchroller.spec import DeviceSpec, KiB
 from torchroller.tile import RProgram
 from torchroller.traffic import Tiled
 
