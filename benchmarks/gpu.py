@@ -105,8 +105,8 @@ def _bert(tiny: bool) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     from transformers import BertConfig, BertModel
 
     size = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128,
-            "vocab_size": 1000} if tiny else {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "intermediate_size": 4096}  # fmt: skip
+            "vocab_size": 1000} if tiny else {"hidden_size": 1024, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "intermediate_size": 4096}  # fmt: skip
     return _Output(BertModel(BertConfig(**size))).eval(), (_tokens(1, 16) if tiny else _tokens(8, 512),)
 
 
@@ -201,7 +201,8 @@ def measure(job: Job, peers: list[str], rounds: int, device: torch.device) -> di
     for name, (_, compile_s, error, notes) in ready.items():
         rows[name] = {**summarise(samples[name]).as_dict(), "samples_s": samples[name], "compile_s": compile_s,
                       "error": error, "notes": notes}  # fmt: skip
-    return {"case": job.name, "group": job.group, "bar": job.bar, "flops": job.flops, "bytes": 0, "load": about(0)["load"],
+    return {"case": job.name, "group": job.group, "bar": job.bar, "flops": job.flops, "bytes": 0,
+            "load": about(0)["load"],
             "compiled_alone": job.part == "model", "rows": rows, "skipped": skipped}  # fmt: skip
 
 

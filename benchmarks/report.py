@@ -23,7 +23,8 @@ from plot import speedups  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("roller", "roller-max")
 NAMES = {
-    "eager": "eager", "eager-graphs": "eager + CUDA graphs", "inductor": "Inductor", "inductor-max": "Inductor max-autotune",
+    "eager": "eager", "eager-graphs": "eager + CUDA graphs", "inductor": "Inductor",
+    "inductor-max": "Inductor max-autotune",
     "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "roller": "roller", "roller-max": "roller max-autotune",
     "roller-graphs": "roller reduce-overhead",
 }  # fmt: skip
@@ -124,8 +125,8 @@ def standing(results: list[dict]) -> str:
     ahead = sum(x > 1 for x in ratios)
     close = sum(0.9 <= x <= 1 for x in ratios)
     return (
-        f"Against the fastest of the others roller is ahead in {ahead} of {len(ratios)} cases, within 10 % in {close} more "
-        f"and behind by more in {len(ratios) - ahead - close}; geometric mean {geomean(ratios):.2f}."
+        f"Against the fastest of the others roller is ahead in {ahead} of {len(ratios)} cases, within 10 % in {close} "
+        f"more and behind by more in {len(ratios) - ahead - close}; geometric mean {geomean(ratios):.2f}."
     )
 
 

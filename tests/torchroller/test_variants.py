@@ -105,7 +105,8 @@ def test_unknown_variants_are_refused():
     ("variant", "spec"),
     [
         ("tma", H100), ("tma-ws", H100), ("tma-persist", B200),
-        *(pytest.param(v, s, marks=pytest.mark.slow) for v, s in [("tma", B200), ("tma-ws", B200), ("tma-persist", H100)]),
+        pytest.param("tma", B200, marks=pytest.mark.slow), pytest.param("tma-ws", B200, marks=pytest.mark.slow),
+        pytest.param("tma-persist", H100, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_instructions_are_emitted_and_fit(variant, spec):
