@@ -13,6 +13,7 @@ case; `python benchmarks/report.py` makes the documents from them.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import re
@@ -74,11 +75,11 @@ def jobs(tiny: bool) -> list[Job]:
     side = 64 if tiny else 8192
     found.append(Job(f"bf16_{side}x{side}x{side}", "matmul", "matmul bf16", lambda: _product(side), torch.bfloat16,
                      2.0 * side**3, "0.95 x cuBLAS"))  # fmt: skip
-    for name, make, dtype in (("bert-large", _bert, torch.float32), ("gpt2", _gpt2, torch.float32),
-                              ("llama-bf16", _llama, torch.bfloat16), ("resnet50", _resnet, torch.float32)):  # fmt: skip
-        found.append(
-            Job(name, "model", "model", lambda make=make: make(tiny), dtype, bar="Inductor max-autotune")
-        )
+    models = {"bert-large": _bert, "gpt2": _gpt2, "llama-bf16": _llama, "resnet50": _resnet}
+    for name, model in models.items():
+        dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+        make = functools.partial(model, tiny)
+        found.append(Job(name, "model", "model", make, dtype, bar="Inductor max-autotune"))
     return found
 
 
