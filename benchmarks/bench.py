@@ -1,6 +1,7 @@
 """`make bench`: torchroller against eager, Inductor, ONNX Runtime and OpenVINO, in turns.
 
-python benchmarks/bench.py [--only SUBSTRING ...] [--peers a,b] [--rounds N] [--json FILE] [--markdown FILE] [--budget MINUTES]
+python benchmarks/bench.py [--only SUBSTRING ...] [--peers a,b] [--rounds N] [--json FILE] [--markdown FILE]
+                           [--budget MINUTES]
 
 Without --json a run of all cases writes benchmarks/results/cpu-<LLVM's name of this CPU>-<cores>.json, case by case;
 `python benchmarks/report.py` makes docs/benchmarks.md and the pictures from the files there. Compilers start with
@@ -185,7 +186,10 @@ def main() -> int:
         "--patience", type=float, default=300.0, help="seconds that a contender may take to compile a case"
     )
     parser.add_argument(
-        "--budget", type=float, default=25.0, help="minutes; when they run out, Inductor is left out (and said so)"
+        "--budget",
+        type=float,
+        default=25.0,
+        help="minutes; when they run out, Inductor is left out (and said so)",
     )
     parser.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
     parser.add_argument("--markdown", type=Path, help="write the table here")
@@ -218,7 +222,11 @@ def main() -> int:
             rounds = min(args.rounds, 7) if case.group.startswith("model") else args.rounds
             result = measure(case, pool, peers, rounds, args.threads, args.patience)
             result["skipped"].update(  # type: ignore[attr-defined]
-                {n: f"left out: the run's {args.budget:.0f} minutes were nearly over" for n in names if n not in peers}
+                {
+                    n: f"left out: the run's {args.budget:.0f} minutes were nearly over"
+                    for n in names
+                    if n not in peers
+                }
             )
             results.append(result)
             print(describe(result), flush=True)

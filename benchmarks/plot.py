@@ -41,7 +41,9 @@ def speedups(data: Mapping, title: str, names: Mapping[str, str]) -> str:
             body.append(f'<text class="group" x="8" y="{y + 10:.0f}">{escape(group)}</text>')
             y += 21
         height = _BAR * max(1, len(row))
-        body.append(f'<text x="{_LEFT - 8}" y="{y + height / 2 + 4:.1f}" text-anchor="end">{escape(r["case"])}</text>')
+        body.append(
+            f'<text x="{_LEFT - 8}" y="{y + height / 2 + 4:.1f}" text-anchor="end">{escape(r["case"])}</text>'
+        )
         for k, (name, speed) in enumerate(row.items()):
             at, width = y + k * _BAR, min(speed, longest) * scale
             tip = f"{names.get(name, name)}: {speed:.2f} x eager"
@@ -50,7 +52,9 @@ def speedups(data: Mapping, title: str, names: Mapping[str, str]) -> str:
                 f"<title>{escape(tip)}</title></rect>"
             )
             if name.startswith("roller") or speed > longest:
-                body.append(f'<text class="figure" x="{_LEFT + width + 4:.1f}" y="{at + 8:.1f}">{speed:.2f}×</text>')
+                body.append(
+                    f'<text class="figure" x="{_LEFT + width + 4:.1f}" y="{at + 8:.1f}">{speed:.2f}×</text>'
+                )
         y += height + _GAP
     height = y + 34
     axis = []
@@ -60,7 +64,9 @@ def speedups(data: Mapping, title: str, names: Mapping[str, str]) -> str:
         axis.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="62" y2="{y:.0f}"/>')
         axis.append(f'<text class="soft" x="{x:.1f}" y="{y + 14:.0f}" text-anchor="middle">{tick}×</text>')
     note = f"; {left_out} more rows in docs/benchmarks.md" if left_out else ""
-    axis.append(f'<text class="soft" x="8" y="{y + 30:.0f}">speed-up over eager PyTorch, medians{note}</text>')
+    axis.append(
+        f'<text class="soft" x="8" y="{y + 30:.0f}">speed-up over eager PyTorch, medians{note}</text>'
+    )
     legend, x = [], 8.0
     for name in present:
         label = names.get(name, name)

@@ -23,7 +23,8 @@ from plot import speedups  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("roller", "roller-max")
 NAMES = {
-    "eager": "eager", "eager-graphs": "eager + CUDA graphs", "inductor": "Inductor", "inductor-max": "Inductor max-autotune",
+    "eager": "eager", "eager-graphs": "eager + CUDA graphs", "inductor": "Inductor",
+    "inductor-max": "Inductor max-autotune",
     "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "roller": "roller", "roller-max": "roller max-autotune",
     "roller-graphs": "roller reduce-overhead",
 }  # fmt: skip
@@ -39,7 +40,9 @@ def read(folder: Path) -> list[tuple[str, dict]]:
             data = json.loads(path.read_text())
             data["machine"]["when"], data["results"][0]["rows"]  # noqa: B018  (they must be there)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is no file of figures of bench.py: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{path} is no file of figures of bench.py: {type(error).__name__}: {error}"
+            ) from error
         found.append((path.stem, data))
     return sorted(found, key=lambda item: item[1]["machine"]["when"], reverse=True)
 
@@ -122,8 +125,8 @@ def standing(results: list[dict]) -> str:
     ahead = sum(x > 1 for x in ratios)
     close = sum(0.9 <= x <= 1 for x in ratios)
     return (
-        f"Against the fastest of the others roller is ahead in {ahead} of {len(ratios)} cases, within 10 % in {close} more "
-        f"and behind by more in {len(ratios) - ahead - close}; geometric mean {geomean(ratios):.2f}."
+        f"Against the fastest of the others roller is ahead in {ahead} of {len(ratios)} cases, within 10 % in {close} "
+        f"more and behind by more in {len(ratios) - ahead - close}; geometric mean {geomean(ratios):.2f}."
     )
 
 
@@ -184,7 +187,11 @@ else. *error* is roller's largest error relative to the largest magnitude, again
 def newest_cpu(files: list[tuple[str, dict]]) -> tuple[str, dict] | None:
     """The run for the README: the newest one on a CPU in which both eager and we took part."""
     return next(
-        ((n, d) for n, d in files if not d["machine"].get("device") and any(against_fastest(r) for r in d["results"])),
+        (
+            (n, d)
+            for n, d in files
+            if not d["machine"].get("device") and any(against_fastest(r) for r in d["results"])
+        ),
         None,
     )
 
@@ -207,8 +214,12 @@ def block(data: dict) -> str:
 def readme_text(text: str, made: str) -> str:
     """The README with the block between the two markers replaced. Raises ValueError where they are not there once."""
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"the README must hold {START!r} and {END!r}, once each: the figures go between them")
-    return re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: f"{START}\n{made}\n{END}", text, flags=re.S)
+        raise ValueError(
+            f"the README must hold {START!r} and {END!r}, once each: the figures go between them"
+        )
+    return re.sub(
+        f"{re.escape(START)}.*{re.escape(END)}", lambda _: f"{START}\n{made}\n{END}", text, flags=re.S
+    )
 
 
 def documents(results: Path, docs: Path, readme: Path) -> dict[Path, str]:

@@ -110,9 +110,7 @@ class Contender:
         if self.process is None or not self.process.is_alive():
             context = mp.get_context("spawn")
             self.pipe, child = context.Pipe()
-            self.process = context.Process(
-                target=_worker, args=(child, self.name, self.threads), daemon=True
-            )
+            self.process = context.Process(target=_worker, args=(child, self.name, self.threads), daemon=True)
             self.process.start()
             child.close()
         self.pipe.send(case)

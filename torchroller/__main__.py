@@ -36,7 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     devices = commands.add_parser("devices", help="what the search knows about this CPU and the shipped GPUs")
-    devices.add_argument("names", nargs="*", help="cpu, V100, A100, H100, H200, B200, MI300X (default: all)")
+    devices.add_argument(
+        "names",
+        nargs="*",
+        help="cpu, V100, A100, H100, H200, B200, MI250X, MI300X, or a CPU such as znver5 (default: cpu and all GPUs)",
+    )
     devices.add_argument(
         "--calibrate",
         "--measure",

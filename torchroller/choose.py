@@ -16,6 +16,7 @@ from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
 from .emit.convolution import emit_convolution, is_convolution
+from .emit.descriptors import emit_descriptors
 from .emit.loops import emit_loops
 from .emit.scan import emit_scan, is_scan, scan_tiling
 from .emit.scatter import emit_scatter, is_scatter, scatter_tiling
@@ -26,6 +27,7 @@ from .implicit import IMAGE, TILED, WEIGHT, as_product
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
 from .search import Construction, construct
 from .tile import RProgram
+from .variants import with_variants
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
     if is_convolution(expr):
         product = as_product(expr)
         return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,), gathered=(IMAGE,))
-    return construct(expr, spec, top_k=topk)
+    return with_variants(construct(expr, spec, top_k=topk), expr, spec)
 
 
 def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
@@ -102,6 +104,8 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         program.num_stages,
         panel=program.panel,
         group=program.row_group,
+        variant=program.variant,
+        units=program.grid if program.variant == "tma-persist" else 0,
     )
 
 
@@ -115,6 +119,8 @@ def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = Fal
         return emit_attention(expr, tiling, expr.name, check)
     if is_convolution(expr):
         return emit_convolution(expr, tiling, expr.name, pack, check)
+    if tiling.variant:
+        return emit_descriptors(expr, tiling, expr.name, tiling.variant, tiling.units, check)
     if is_contraction(expr):
         return emit_contraction(expr, tiling, expr.name, pack, check)
     return emit_loops(expr, tiling, expr.name, check)
@@ -134,16 +140,19 @@ def _timings(
     expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int
 ) -> list[float]:
     kernels = compile_all(executor, sources)
-    tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
+    device = getattr(executor, "device", torch.device("cpu"))
+    tensors = {n: [t.to(device) for t in _arguments(expr, s)] for n, s in enumerate(sources)}
     best = [float("inf")] * len(kernels)
     for turn in range(repeat + 1):
         for n, kernel in enumerate(kernels):
             if isinstance(kernel, KernelError):
                 continue
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             started = time.perf_counter()
             executor.launch(kernel, tensors[n])
-            if tensors[n][0].is_cuda:
-                torch.cuda.synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn:  # the first turn warms up
                 best[n] = min(best[n], time.perf_counter() - started)
     return best

@@ -55,7 +55,7 @@ PARTS: dict[str, Part] = {
     ),
     "znver4": Part(
         "AMD EPYC 9654", 96, 3.5e9, _AVX512 | {"avx512bf16", "avx512vnni"}, 32, 1024, 32, 461, 30,
-        "AMD EPYC 9004 data sheet: 12 channels of DDR5-4800, 32 MB of L3 per 8 cores; 512-bit operations take two passes",
+        "AMD EPYC 9004 data sheet: 12 channels of DDR5-4800, 32 MB of L3 per 8 cores; 512-bit in two passes",
     ),
     "znver5": Part(
         "AMD EPYC 9755", 128, 3.4e9, _AVX512 | {"avx512bf16", "avx512vnni"}, 48, 1024, 32, 614, 28,
@@ -65,7 +65,7 @@ PARTS: dict[str, Part] = {
 
 
 def named(name: str, cores: int | None = None) -> DeviceSpec:
-    """One socket of the CPU that LLVM calls `name`, or `cores` of its cores. Raises ValueError naming the known ones."""
+    """One socket of the CPU that LLVM calls `name`, or `cores` of its cores. Raises ValueError for others."""
     part = PARTS.get(name.lower())
     if part is None:
         raise ValueError(f"no CPU named {name!r}: known are {', '.join(PARTS)}")

@@ -25,7 +25,15 @@ from torchroller.cost import time_text
 
 log = logging.getLogger("torchroller")
 
-STAGES = ("graph", "lowered", "fused", "expressions", "ranked", "triton", "plan")  # in the order of the compiler
+STAGES = (
+    "graph",
+    "lowered",
+    "fused",
+    "expressions",
+    "ranked",
+    "triton",
+    "plan",
+)  # in the order of the compiler
 _REASONS = 3  # rejected tiles in the log, per kernel; the dump and the report have all of them
 
 _folder: ContextVar[Path | None] = ContextVar("torchroller_debug_folder", default=None)

@@ -158,7 +158,7 @@ V100 = _gpu(
     ),
     stages=(1, 2),
     source="NVIDIA V100 (SXM2) data sheet, Volta white paper; L2 as measured by Jia et al., "
-    "arXiv:1804.06826 (2.15 TB/s). Triton no longer compiles for sm_70: construction and ranking only.",
+    "arXiv:1804.06826 (2.15 TB/s). Triton supports NVIDIA GPUs from sm_80 on: construction and ranking only.",
 )
 
 A100 = _gpu(
@@ -310,7 +310,7 @@ def cpu(cores: int | None = None) -> DeviceSpec:
 
 
 def by_name(name: str) -> DeviceSpec:
-    """`cpu`, a shipped GPU, or a CPU by LLVM's name (`znver5`), in any case. Raises ValueError naming the known ones."""
+    """`cpu`, a shipped GPU, or a CPU by LLVM's name (`znver5`), in any case. Raises ValueError for others."""
     if name.lower() == "cpu":
         return cpu()
     for spec in SHIPPED:

@@ -146,7 +146,9 @@ def _numbers(discs: Sequence[tuple[float, float, float, Point]], size: tuple[int
     for x, y, r, p in sorted(discs, key=lambda d: d[0]):
         clear = all(math.hypot(x - a, y - b) > r + c for a, b, c, q in discs if q is not p)
         if clear and r > 7.5:
-            out.append(f'<text class="number" x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle">{p.number}</text>')
+            out.append(
+                f'<text class="number" x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle">{p.number}</text>'
+            )
             continue
         at = x
         while any(abs(at - taken) < 15 for taken in columns):

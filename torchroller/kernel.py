@@ -140,6 +140,19 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+_LEAST_CUDA_ARCH = 80
+
+
+def _allow_scratch(device: torch.device) -> None:
+    """Lets kernels that build tensor descriptors allocate them; Triton keeps the allocator per thread and context."""
+    import triton
+
+    def allocate_scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)  # PyTorch aligns to 512 bytes
+
+    triton.set_allocator(allocate_scratch)
+
+
 class NativeExecutor:
     """Stock Triton for the device's target; on a CPU the machine code is called without the stock launcher."""
 
@@ -149,6 +162,14 @@ class NativeExecutor:
     def __init__(self, device: torch.device, directory: Path) -> None:
         self.device, self.directory = device, directory
         self.target, self.driver = _target(device)
+        if self.target.backend == "cuda" and int(self.target.arch) < _LEAST_CUDA_ARCH:
+            import triton
+
+            raise KernelError(
+                f"Triton {triton.__version__} supports NVIDIA GPUs from compute capability 8.0 on, {device} has "
+                f"{int(self.target.arch) / 10:.1f}: it would compile tl.dot without matrix instructions "
+                "and spill registers. Run on a newer GPU, or eagerly on this one."
+            )
         self.native = device.type == "cpu"
 
     @functools.cached_property
@@ -253,7 +274,10 @@ class NativeExecutor:
             blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
             self.driver.utils.run_many(1, entries, blocks)
             return
-        kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+        with torch.cuda.device(self.device):  # Triton launches on the current device and its current stream
+            if getattr(kernel.handle.metadata, "global_scratch_size", 0):
+                _allow_scratch(self.device)
+            kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
 
 
 def _inspected() -> bool:

@@ -26,7 +26,13 @@ _REJECTED_SHOWN = 12  # tiles, per kernel; the rest are counted
 def render(report: Report) -> str:
     """The whole page."""
     kernels = sorted(report.kernels, key=lambda k: -(k.predicted_s or 0.0))
-    body = [_summary(report, kernels), '<div class="top">', _table(report, kernels), _overview(report, kernels), "</div>"]
+    body = [
+        _summary(report, kernels),
+        '<div class="top">',
+        _table(report, kernels),
+        _overview(report, kernels),
+        "</div>",
+    ]
     body.append('<h2 id="kernels">Kernel by kernel</h2>')
     body += [_kernel(report, k, number) for number, k in enumerate(kernels)]
     body += [_externs(report.externs), _device(report.device)]
@@ -75,8 +81,12 @@ def _strip(report: Report, kernels: list[KernelReport]) -> str:
         kind = level_kind(report.device, k.program.estimate.bound_by)
         label = f"{number + 1}" if part > 0.02 else ""
         tip = escape(f"{number + 1}. {k.name}: {part:.1%}", quote=True)
-        parts.append(f'<a class="{kind}" href="#k{number}" style="width:{100 * part:.2f}%" title="{tip}">{label}</a>')
-    return f'<div class="strip" role="img" aria-label="share of predicted time by kernel">{"".join(parts)}</div>'
+        parts.append(
+            f'<a class="{kind}" href="#k{number}" style="width:{100 * part:.2f}%" title="{tip}">{label}</a>'
+        )
+    return (
+        f'<div class="strip" role="img" aria-label="share of predicted time by kernel">{"".join(parts)}</div>'
+    )
 
 
 def _space(kernel: KernelReport) -> Space:
@@ -100,7 +110,11 @@ def _overview(report: Report, kernels: list[KernelReport]) -> str:
     peak = max(compute_peak(report.device, _space(k)) for _, k in rated)
     figure = roofline(report.device, peak, points, (600, 360), "roofline of all kernels", labels=True)
     left_out = len(kernels) - len(rated)
-    moving = "kernel that only moves data or was not searched is" if left_out == 1 else "kernels that only move data or were not searched are"
+    moving = (
+        "kernel that only moves data or was not searched is"
+        if left_out == 1
+        else "kernels that only move data or were not searched are"
+    )
     note = f" {left_out} {moving} not shown." if left_out else ""
     return (
         f'<div class="panel"><h3>Roofline: where the kernels stand</h3>{figure}<p class="soft">{_legend(report.device)}</p>'
@@ -127,7 +141,9 @@ def _table(report: Report, kernels: list[KernelReport]) -> str:
         start = f'<tr data-kernel="k{number}" data-text="{found}"><td class="num" data-v="{number}">{number + 1}</td>'
         start += f'<td class="name"><a href="#k{number}">{escape(_short(k.name))}</a></td><td class="num">{k.calls}</td>'
         if k.program is None:
-            rows.append(f'{start}<td colspan="5" class="soft">tiles given, not searched: no prediction</td></tr>')
+            rows.append(
+                f'{start}<td colspan="5" class="soft">tiles given, not searched: no prediction</td></tr>'
+            )
             continue
         e = k.program.estimate
         part = (k.predicted_s or 0.0) / total
@@ -204,7 +220,9 @@ def _candidates(device: DeviceSpec, k: KernelReport) -> str:
     for rank, p in enumerate(c.ranked):
         measured = ""
         if k.measured_s is not None:
-            measured = f'<td class="num">{time_text(k.measured_s[rank]) if rank < len(k.measured_s) else ""}</td>'
+            measured = (
+                f'<td class="num">{time_text(k.measured_s[rank]) if rank < len(k.measured_s) else ""}</td>'
+            )
         best = ' class="best"' if rank == k.chosen else ""
         rows.append(
             f'<tr{best}><td class="num">{rank + 1}</td><td class="mono">{escape(_tile_text(p, device))}</td>'
@@ -225,7 +243,7 @@ def _candidates(device: DeviceSpec, k: KernelReport) -> str:
     return (
         f"<section><h3>candidates: the best {len(c.ranked)} of {c.visited} tiles, searched in {time_text(c.seconds)}</h3>"
         '<table><tr><th class="num">rank</th><th>block and step</th><th class="num">programs</th><th class="num">predicted</th>'
-        f'{column}<th>bound by</th></tr>{"".join(rows)}</table>{turned_down}</section>'
+        f"{column}<th>bound by</th></tr>{''.join(rows)}</table>{turned_down}</section>"
     )
 
 

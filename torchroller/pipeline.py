@@ -42,10 +42,10 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
         try:
             with debug.graph(gm), _deep_calls():
                 lowered = lower(gm, options, denied)
-                debug.stage("lowered", lambda: str(lowered))
+                debug.stage("lowered", functools.partial(str, lowered))
                 constant = _constants(lowered, options, static)
                 fused = fuse(lowered, options.fuse, constant)
-                debug.stage("fused", lambda: str(fused))
+                debug.stage("fused", functools.partial(str, fused))
                 return assemble(lowered, fused, options, constant)
         except GroupError as error:
             fresh = error.origins - denied.keys()

@@ -93,7 +93,9 @@ class _Writer:
         for node in written:
             view = self.end(node)
             if view is None:
-                raise _Missing(f"no value of the graph is what it writes to {self.fused.storage[node].buffer}")
+                raise _Missing(
+                    f"no value of the graph is what it writes to {self.fused.storage[node].buffer}"
+                )
             results.append((self.name(view[0]), view[1]))
         outputs = {*self.kernel.outputs}
         for name, tensor in self.tensor.items():
@@ -189,7 +191,9 @@ class _Writer:
 
 def _content(node: Node) -> Node:
     """The node whose elements, in row-major order, are those of `node`: reshapes and copies taken off."""
-    while (node.kind == "view" and node.view[0] == "reshape") or (node.kind == "pointwise" and node.fn == "copy"):
+    while (node.kind == "view" and node.view[0] == "reshape") or (
+        node.kind == "pointwise" and node.fn == "copy"
+    ):
         if node.args[0].dtype != node.dtype:
             break
         node = node.args[0]

@@ -19,7 +19,18 @@ from torchroller.expr import ITEMSIZE, TensorExpr
 from torchroller.plan import ExecutionPlan, Launch
 from torchroller.reference import Reference, reads, references
 
-_POSITIVE = {"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "pow", "reciprocal", "div", "lgamma"}  # of these
+_POSITIVE = {
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "pow",
+    "reciprocal",
+    "div",
+    "lgamma",
+}  # of these
 _HALF = ("float16", "bfloat16")
 
 
@@ -94,7 +105,9 @@ def script(launch: Launch, reference: Reference, plan: ExecutionPlan) -> str:
     made = []
     for name in names:
         elements, dtype = _needs(expr, name, packs.get(name))
-        made.append(f"    {name} = tensor({elements}, torch.{dtype}, {name in written and 'None' or bound}, {positive})")
+        made.append(
+            f"    {name} = tensor({elements}, torch.{dtype}, {name in written and 'None' or bound}, {positive})"
+        )
     given = [f"packed({n}, {_pack_text(packs[n])})" if n in packs else f"storable({n})" for n in names]
     if source.flags:
         given.append("torch.zeros(1, dtype=torch.int32, device=DEVICE)")
@@ -125,7 +138,9 @@ def script(launch: Launch, reference: Reference, plan: ExecutionPlan) -> str:
 
 def _kernel_text(text: str) -> str:
     """The module without its imports, which the script has at its top."""
-    lines = [line for line in text.splitlines() if line not in ("import triton", "import triton.language as tl")]
+    lines = [
+        line for line in text.splitlines() if line not in ("import triton", "import triton.language as tl")
+    ]
     return "\n".join(lines).strip("\n")
 
 
@@ -220,7 +235,8 @@ def packed(flat, layout):
     strides = (*layout["n_strides"][:-1], layout["k_stride"], layout["n_strides"][-1])
     rows = torch.as_strided(flat, (*outer, layout["k"], last), strides, layout["offset"])
     rows = torch.nn.functional.pad(rows, (0, -last % layout["block"]))
-    return rows.reshape(-1, layout["k"], rows.shape[-1] // layout["block"], layout["block"]).transpose(1, 2).contiguous()
+    tiles = rows.shape[-1] // layout["block"]
+    return rows.reshape(-1, layout["k"], tiles, layout["block"]).transpose(1, 2).contiguous()
 
 
 def make():

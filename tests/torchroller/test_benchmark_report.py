@@ -68,7 +68,9 @@ def run(made, *more):
 def test_every_row_is_shown_and_groups_stay_together(made):
     assert run(made) == 0
     text = (made[1] / "benchmarks.md").read_text()
-    assert text.index("Test CPU (znver3), 2 cores") < text.index("H100 (Old GPU host, 2 cores)")  # newest first
+    assert text.index("Test CPU (znver3), 2 cores") < text.index(
+        "H100 (Old GPU host, 2 cores)"
+    )  # newest first
     assert text.index("| mm_a") < text.index("| mm_b") < text.index("| bert")
     assert "| mm_a | 2.00 | 1.00 | **0.500** | 2.00 | 1e-06 |" in text
     assert "| mm_b | **1.00** | – | 3.00 | 0.33 | 1e-06 |" in text
@@ -108,7 +110,9 @@ def test_pictures_are_svg_with_a_bar_for_each_contender(made):
     height = float(tree.getroot().get("height"))
     for rect in tree.iter("{http://www.w3.org/2000/svg}rect"):
         if rect.get("width") != "100%":
-            assert float(rect.get("width")) >= 0 and float(rect.get("y")) + float(rect.get("height")) <= height
+            assert (
+                float(rect.get("width")) >= 0 and float(rect.get("y")) + float(rect.get("height")) <= height
+            )
     assert "prefers-color-scheme:dark" in (made[1] / "images" / "bench.svg").read_text()
 
 

@@ -12,7 +12,15 @@ import torchroller
 from torchroller import backend, debug
 from torchroller.reference import literal, references
 
-STAGES = ["0_graph.txt", "1_lowered.txt", "2_fused.txt", "3_expressions.txt", "4_ranked", "5_triton", "6_plan.txt"]
+STAGES = [
+    "0_graph.txt",
+    "1_lowered.txt",
+    "2_fused.txt",
+    "3_expressions.txt",
+    "4_ranked",
+    "5_triton",
+    "6_plan.txt",
+]
 
 PROGRAM = """
 import torch
@@ -38,7 +46,11 @@ def told(tmp_path_factory):
     """A program run with both of PyTorch's switches: (its folder, what it printed)."""
     folder = tmp_path_factory.mktemp("debug")
     (folder / "program.py").write_text(PROGRAM)
-    switches = {"TORCH_COMPILE_DEBUG": "1", "TORCH_COMPILE_DEBUG_DIR": str(folder), "TORCH_LOGS": "+torchroller"}
+    switches = {
+        "TORCH_COMPILE_DEBUG": "1",
+        "TORCH_COMPILE_DEBUG_DIR": str(folder),
+        "TORCH_LOGS": "+torchroller",
+    }
     ran = subprocess.run([sys.executable, folder / "program.py"], env={**os.environ, **switches}, check=True,
                          capture_output=True, text=True)  # fmt: skip
     assert ran.stdout.strip() == "(32, 64)"
@@ -52,7 +64,9 @@ def test_every_stage_is_written_in_order(told):
     assert "torch.ops.aten.mm.default" in text["0_graph.txt"] and "-> float32[32, 64]" in text["0_graph.txt"]
     assert "program.py:5 in net: return torch.nn" in text["0_graph.txt"]
     assert "2 of 3 graph nodes lowered, 1 extern calls" in text["1_lowered.txt"]
-    assert re.search(r"extern aten.sort.default \(sort\) of %\d+: no rule for aten.sort", text["1_lowered.txt"])
+    assert re.search(
+        r"extern aten.sort.default \(sort\) of %\d+: no rule for aten.sort", text["1_lowered.txt"]
+    )
     assert "kernel 0 (dot)  axes i0:32 i1:64 k:48r" in text["2_fused.txt"]
     assert "dot v0 v1 over r0" in text["3_expressions.txt"] and "t0=arg0" in text["3_expressions.txt"]
     assert "plan: 1 launches, 1 extern calls" in text["6_plan.txt"]
@@ -112,7 +126,9 @@ class Net(torch.nn.Module):
 
 
 def run(script, **environment):
-    return subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env={**os.environ, **environment}
+    )
 
 
 def test_scripts_run_and_find_a_wrong_kernel(tmp_path):

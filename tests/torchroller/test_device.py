@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from roller_expressions import matmul
 
 from torchroller import cpus, device, host

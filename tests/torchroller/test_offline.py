@@ -19,7 +19,7 @@ from triton.compiler import compile as triton_compile
 
 from torchroller.backend import last_plans, roller
 from torchroller.choose import emit, given_tiling, ranked, tiling_of
-from torchroller.device import A100, H100, MI300X, DeviceSpec
+from torchroller.device import A100, B200, H100, MI250X, MI300X, DeviceSpec
 from torchroller.emit.common import TritonSource
 from torchroller.expr import TensorExpr
 from torchroller.kernel import cache_dir, load_module
@@ -28,6 +28,8 @@ from torchroller.plan import ExecutionPlan
 DEVICES: dict[str, tuple[DeviceSpec, GPUTarget]] = {
     "sm_80": (A100, GPUTarget("cuda", 80, 32)),
     "sm_90": (H100, GPUTarget("cuda", 90, 32)),
+    "sm_100": (B200, GPUTarget("cuda", 100, 32)),
+    "gfx90a": (MI250X, GPUTarget("hip", "gfx90a", 64)),
     "gfx942": (MI300X, GPUTarget("hip", "gfx942", 64)),
 }
 
@@ -160,7 +162,10 @@ def fits(found: list[TensorExpr], device: str) -> None:
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device",
+    [d if d in ("sm_80", "sm_90", "gfx942") else pytest.param(d, marks=pytest.mark.slow) for d in DEVICES],
+)
 def test_a_transformer_block_fits(device):
     check("block", device, training=False)
 

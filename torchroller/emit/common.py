@@ -37,6 +37,8 @@ class Tiling:
     num_stages: int = 2
     panel: int = 0  # contraction: columns of B that the register block reads together; 0: the whole block
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
+    variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
+    units: int = 0  # programs of a persistent grid
 
     def of(self, axis: str) -> int:
         return dict(self.blocks).get(axis, 1)
