@@ -269,7 +269,8 @@ def _panel_in_place(ev: Evaluator, b: Tensor, m: int, width: int) -> Strip | Non
 
 def _stored_panels(ev: Evaluator, b: Merged, width: int) -> Strip | None:
     """B that lies in memory as [panel][k][width], as constant operands are packed once for all calls."""
-    view, order = b.source, (0, 1, 2)
+    view: Tensor = b.source
+    order: tuple[int, ...] = (0, 1, 2)
     if isinstance(view, Remap) and view.buffer is None and None not in view.source_dims:
         order, view = tuple(view.source_dims.index(d) for d in order), view.source
     form = _linear_load(ev, view)

@@ -307,15 +307,17 @@ class Merged(Tensor):
     def compute(self, ev: Evaluator, place: Place) -> str:
         row, column = place.coords
         width = self.source.shape[2]
+        panel: Operand
+        within: Operand
         if isinstance(column, int):
-            panel, within = column // width, column % width
+            panel, within = divmod(column, width)
         else:
-            level = ev.code.depth(column)
-            panel = ev.remember(
-                ("panel", column, width), level, lambda: ev.code.let(f"udiv i64 {column}, {width}")
-            )
-            within = ev.remember(
-                ("within", column, width), level, lambda: ev.code.let(f"urem i64 {column}, {width}")
-            )
+            panel = self._digit(ev, "udiv", column)
+            within = self._digit(ev, "urem", column)
         vdim = {None: None, 0: 0, 1: 2}[place.vdim]
         return ev.at(self.source, Place((row, panel, within), vdim, place.lanes))
+
+    def _digit(self, ev: Evaluator, operation: str, column: str) -> str:
+        width, level = self.source.shape[2], ev.code.depth(column)
+        key = (operation, column, width)
+        return ev.remember(key, level, lambda: ev.code.let(f"{operation} i64 {column}, {width}"))
