@@ -1,6 +1,7 @@
 """resin, measured: precision, recall, start time, class, culprit line, speed. `python benchmarks/resin_bench.py`.
 
-Parts: traces (real container traces, as they are and with injected leaks), series (simulated), corpus (the
+Parts: traces (real container traces, as they are and with injected leaks), series (simulated), families (what
+machines do, by other generators), corpus (the
 programs of resin.simulate run for real under `resin watch`), speed. The real traces are the file named by
 RESIN_TRACES, else shared/data/genai_pods_dev.csv.gz beside the repository; that part is left out without it.
 """
@@ -27,11 +28,12 @@ from resin.detect import DEFAULT, judge_many  # noqa: E402
 from resin.detect.files import read_trace  # noqa: E402
 from resin.model import Entity, Finding, Series  # noqa: E402
 from resin.simulate import CASES, inject_ramp, labelled_series  # noqa: E402
+from resin.simulate.families import LEAKING, families  # noqa: E402
 from resin.simulate.series import noise_slope  # noqa: E402
 
 SLOPES_PER_HOUR = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the container's limit
 BEGINS = ("4 h before the end", 0.25, 0.5, 0.75)
-PARTS = ("traces", "series", "speed", "corpus")
+PARTS = ("traces", "series", "families", "speed", "corpus")
 
 
 def traces_file() -> Path | None:
@@ -164,6 +166,32 @@ def on_series(count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def on_families(per_family: int, seed: int) -> dict[str, Any]:
+    """Series by generators that the detector was not shaped on."""
+    members = families(per_family, seed=seed)
+    findings = judge_many([m.series for m in members])
+    by_family: dict[str, list[int]] = {}
+    starts = []
+    for member, finding in zip(members, findings):
+        counted = by_family.setdefault(member.family, [0, 0])
+        counted[0] += 1
+        if finding.verdict == "leak":
+            counted[1] += 1
+            if member.start_s is not None:
+                length = member.series.times_s[-1] - member.series.times_s[0]
+                starts.append(abs((finding.start_s or 0.0) - member.start_s) <= 0.1 * length)
+    hits = sum(n for name, (_, n) in by_family.items() if name in LEAKING)
+    false = sum(n for name, (_, n) in by_family.items() if name not in LEAKING)
+    return {
+        "series": len(members),
+        "seed": seed,
+        "precision": _share(hits, hits + false),
+        "recall": _share(hits, sum(m.start_s is not None for m in members)),
+        "start_within_10_percent": _share(sum(starts), len(starts)),
+        "flagged": {name: f"{n} of {count}" for name, (count, n) in by_family.items()},
+    }
+
+
 def on_corpus(seconds: float, parallel: int) -> dict[str, Any]:
     """The programs, for real. Those that move counters of the whole machine run alone at the end."""
     from resin.simulate.run import run_case
@@ -244,6 +272,14 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += [
             f"Simulated series ({s['series']}): precision {s['precision']}, recall {s['recall']}, class right "
             f"{s['class_right']}, start within 10 % {s['start_within_10_percent']}.",
+            "",
+        ]
+    if "families" in report:
+        s = report["families"]
+        flagged = "; ".join(f"{name} {n}" for name, n in s["flagged"].items())
+        lines += [
+            f"Families by other generators ({s['series']} series): precision {s['precision']}, recall {s['recall']}, "
+            f"start within 10 % {s['start_within_10_percent']}. Flagged: {flagged}.",
             "",
         ]
     if "corpus" in report:
@@ -328,6 +364,8 @@ def main() -> int:
         print("no real traces at hand (RESIN_TRACES): that part is left out", file=sys.stderr)
     if "series" in parts:
         report["series"] = on_series(1400, seed=20260101)
+    if "families" in parts:
+        report["families"] = on_families(36, seed=20260707)
     if "speed" in parts:
         report["speed"] = on_speed(20_000, 1_000)
     if "corpus" in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,10 +50,10 @@ class Series:
 
     entity: Entity
     metric: str
-    times_s: tuple[float, ...]
-    values: tuple[float, ...]
+    times_s: Sequence[float]  # tuples, or columns of arrays (`resin.column`)
+    values: Sequence[float]
     limit_bytes: float | None = None
-    work: tuple[float, ...] | None = None  # steps or requests done at the same times, where the job tells
+    work: Sequence[float] | None = None  # steps or requests done at the same times, where the job tells
 
 
 @dataclass(frozen=True)

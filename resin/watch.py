@@ -75,6 +75,7 @@ class Watch:
         self._troubles: list[str] = []
         self._diagnosing: threading.Thread | None = None
         self._confirmed: dict[str, int] = {}
+        self._before: dict[str, Finding] = {}  # confirmed leaks as they stood when their diagnosis began
 
     def run(self) -> Outcome:
         """Start the command and wait for its end. Raises OSError when it cannot be started."""
@@ -110,6 +111,8 @@ class Watch:
                 if self.duration_s is not None and now - started >= self.duration_s and not ended_by_us:
                     ended_by_us = True
                     self._finish_diagnosis()
+                    self._judge_live(last=True)  # what only now is a leak: the target will not be there later
+                    self._finish_diagnosis()
                     _end(child, sampler.table)
                 next_s = max(next_s + tick_s, time.monotonic())
                 try:
@@ -140,9 +143,9 @@ class Watch:
         from .detect import refine, scan
         from .service.echoes import without_echoes
 
+        seen = [self._as_before(f) for f in scan(self.store, now_s=time.time())]
         found = [
-            refine(f, self._diagnoses[f.entity.key]) if f.entity.key in self._diagnoses else f
-            for f in scan(self.store, now_s=time.time())
+            refine(f, self._diagnoses[f.entity.key]) if f.entity.key in self._diagnoses else f for f in seen
         ]
         kept = [
             f for f in found if f.entity.component not in HOST_COMPONENTS or f.metric in {"dev_shm_bytes"}
@@ -152,12 +155,23 @@ class Watch:
         order = {"leak": 0, "retention": 1, "unclear": 2, "bounded": 3}
         return sorted(kept, key=lambda f: (order[f.verdict], -f.severity, f.entity.pid is None, f.id))
 
+    def _as_before(self, finding: Finding) -> Finding:
+        """A confirmed leak stays one while it goes on: tracing slows the target down, and so its growth."""
+        before = self._before.get(finding.id)
+        if before is None or finding.verdict != "unclear":
+            return finding
+        return dataclasses.replace(
+            before,
+            end_s=finding.end_s,
+            why=(*before.why, "it went on more slowly while it was looked into, which slows a program down"),
+        )
+
     def _keep(self, sampler: Sampler) -> int:
         samples = sampler.sample()
         self.store.append(samples)
         return len(samples)
 
-    def _judge_live(self) -> None:
+    def _judge_live(self, *, last: bool = False) -> None:
         leaks = [f for f in self.judge() if f.verdict in {"leak", "retention"}]
         for finding in leaks:
             self._confirmed[finding.id] = self._confirmed.get(finding.id, 0) + 1
@@ -168,9 +182,15 @@ class Watch:
         for finding in leaks:
             pid = finding.entity.pid
             # Twice in a row: one judgement on the first seconds of a program is not worth a debugger.
-            due = self._confirmed[finding.id] >= 2 and pid is not None and pid not in self._diagnosed_pids
+            due = (
+                (last or self._confirmed[finding.id] >= 2)
+                and pid is not None
+                and pid not in self._diagnosed_pids
+            )
             if due and len(self._diagnosed_pids) < MAX_DIAGNOSES and is_running(finding.entity):
                 self._diagnosed_pids.add(pid or 0)
+                if self._confirmed[finding.id] >= 2 and finding.verdict == "leak":
+                    self._before[finding.id] = finding
                 self._diagnosing = threading.Thread(target=self._diagnose, args=(finding,), daemon=True)
                 self._diagnosing.start()
                 return

@@ -5,38 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..model import Finding, GrowthClass, Series, Verdict
-from .evidence import Evidence, weigh, windows_of
+from .begin import began
+from .bulk import Prepared, prepare_many
+from .evidence import Evidence, Quiet, weigh
 from .floor import onset
 from .rule import Ruling, material_growth, rule_on
-from .segments import clean, judged_runs
-from .shape import growth_class
+from .shape import growth_class, without_growth
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
-from .words import explain, work_lines
+from .words import explain, still, work_lines
 from .work import against_work
 
 Array = NDArray[np.float64]
 _SERIES_AT_ONCE = 4096  # bounds what is held of a fleet at one time
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A cleaned series and its judged runs."""
-
-    series: Series
-    t: Array
-    y: Array
-    runs: tuple[tuple[int, int], ...]
-
-    @property
-    def trace_s(self) -> float:
-        return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
 
 
 # Different views of the same memory: which of them tells a leak best may change, the finding stays the same.
@@ -68,16 +54,8 @@ def judge_many(series: Iterable[Series], thresholds: Thresholds = DEFAULT) -> li
 
 
 def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
-    prepared = []
-    windows = []
-    for index, series in enumerate(batch):
-        t, y = clean(series.times_s, series.values)
-        runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
-        prepared.append(Prepared(series, t, y, runs))
-        for run, (a, b) in enumerate(runs):
-            warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
-            windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
-    by_run: dict[tuple[int, int], list[Evidence]] = {}
+    prepared, windows = prepare_many(batch, thresholds)
+    by_run: dict[tuple[int, int], list[Evidence | Quiet]] = {}
     for window, evidence in zip(windows, weigh(windows, thresholds)):
         if evidence is not None:
             by_run.setdefault((window.series, window.run), []).append(evidence)
@@ -87,13 +65,18 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
     ]
 
 
-def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Thresholds) -> Finding:
+def _finding(one: Prepared, evidence: list[list[Evidence | Quiet]], thresholds: Thresholds) -> Finding:
     if not evidence:
         return _too_short(one, thresholds)
     leaks: list[tuple[int, Ruling]] = []
-    last: Ruling | None = None
-    for run, found in enumerate(evidence):
+    last: Ruling | Quiet | None = None
+    for run, views in enumerate(evidence):
         a, b = one.runs[run]
+        found = [e for e in views if isinstance(e, Evidence)]
+        if not found:
+            assert isinstance(views[0], Quiet)
+            last = views[0]
+            continue
         # A program's loading is no growth that slows down: it is left out where it was seen.
         whole = next((e for e in found if e.share == 0.8), found[0])
         rulings = [
@@ -110,12 +93,14 @@ def _finding(one: Prepared, evidence: list[list[Evidence]], thresholds: Threshol
             for e in found
         ]
         leaks.extend((run, r) for r in rulings if not r.failed)
-        last = rulings[0]
+        last = views[0] if isinstance(views[0], Quiet) else rulings[0]
     assert last is not None
     if leaks:
         run, ruling = leaks[-1]
         ruling = next(r for n, r in leaks if n == run)  # the longest view of the latest leaking run
         return _leak(one, run, ruling, restarts_that_leak=len({n for n, _ in leaks}), thresholds=thresholds)
+    if isinstance(last, Quiet):
+        return _still(one, len(one.runs) - 1, last, thresholds)
     return _no_leak(one, len(one.runs) - 1, last, thresholds)
 
 
@@ -127,7 +112,9 @@ def _leak(
     t, y = one.t[a:b], one.y[a:b]
     inside = (t >= e.start_s) & (t <= e.end_s)
     at, floor = _thinned(t[inside], y[inside])
-    slope = theil_sen(at, floor) * 3600.0 if at.size >= 3 else e.slope_per_s * 3600.0
+    # Between jumps the ramp itself is the slope; a line through the floor would take the jumps for growth.
+    through_floor = at.size >= 3 and not e.drift
+    slope = (theil_sen(at, floor) if through_floor else e.slope_per_s) * 3600.0
     tau, p = mann_kendall(floor)
     growth: GrowthClass = "steady"
     if restarts_that_leak >= 2:
@@ -155,7 +142,10 @@ def _leak(
         if view.follows_load:
             verdict, confidence = "bounded", 0.5 + 0.5 * view.load_r2
     start = e.start_s
-    if e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
+    broke = began(one.t, one.y, slope_per_s=slope / 3600.0, from_s=e.start_s, to_s=float(t[-1]))
+    if broke is not None:
+        start = broke
+    elif e.share < 1.0 and e.ramp_windows >= 0.8 * e.windows:
         # The view may begin in the middle of the growth.
         start = onset(
             t,
@@ -213,6 +203,27 @@ def _no_leak(one: Prepared, run: int, ruling: Ruling, thresholds: Thresholds) ->
         why=explain(one.series, ruling, slope, None, None, growth, verdict),
         would_settle=settle,
         evidence=_numbers(e, ruling, None, None),
+    )
+
+
+def _still(one: Prepared, run: int, quiet: Quiet, thresholds: Thresholds) -> Finding:
+    a, b = one.runs[run]
+    y = one.y[a:b]
+    metric = one.series.metric
+    growth = without_growth(y, material_growth(metric, quiet.level, one.series.limit_bytes, thresholds))
+    return Finding(
+        id=finding_id(one.series),
+        entity=one.series.entity,
+        metric=metric,
+        verdict="bounded",
+        growth_class=growth,
+        start_s=None,
+        end_s=None,
+        slope_bytes_per_hour=0.0,
+        severity=0.0,
+        confidence=0.5 + 0.5 * min(1.0, y.size / 240.0),
+        why=still(metric, growth, quiet.total, y.size),
+        evidence={"growth": max(quiet.total, 0.0), "level": quiet.level, "points": float(y.size)},
     )
 
 

@@ -33,9 +33,12 @@ def _of_entity(metrics: dict[str, Finding]) -> list[Finding]:
     if not family:
         return others
     private = [f for f in family if f.metric in ("uss_bytes", "anon_bytes")]
-    best = min(family, key=lambda f: (_RANK[f.verdict], MEMORY_FAMILY.index(f.metric)))
+    # A metric with too few samples yet (slower ticks) says nothing against one that has enough.
+    best = min(family, key=lambda f: (f.confidence == 0.0, _RANK[f.verdict], MEMORY_FAMILY.index(f.metric)))
     if private and best.metric in ("rss_bytes", "pss_bytes") and best.verdict in ("leak", "unclear"):
-        settled = min(private, key=lambda f: (_RANK[f.verdict], MEMORY_FAMILY.index(f.metric)))
+        settled = min(
+            private, key=lambda f: (f.confidence == 0.0, _RANK[f.verdict], MEMORY_FAMILY.index(f.metric))
+        )
         if settled.verdict == "bounded":
             shared = metrics.get("shmem_bytes")
             if shared is not None and shared.verdict == "leak":

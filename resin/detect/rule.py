@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .drift import between_jumps, gives_back
 from .evidence import Evidence
-from .floor import largest_fall
+from .floor import block_minima, largest_fall
 from .segments import is_saw
 from .thresholds import Thresholds
 
@@ -61,10 +62,13 @@ def rule_on(
         hours = max(limit - float(run_y[-1]), 0.0) / slope_per_h
     elif slope_per_h > 0 and e.level > 0:
         hours = e.level / slope_per_h  # no limit known: the time to double stands for it
+    horizon = x.horizon_hours if limit is not None else x.doubling_hours
     conditions = {
         "material": e.growth > material_growth(metric, e.level, limit, x),
-        "soon": hours is not None and hours <= x.horizon_hours or (hours is None and e.growth > 0),
-        "linear": e.r2 >= x.min_r2 and e.r2 >= e.best_r2 - x.max_r2_deficit,
+        "soon": e.growth > 0 if hours is None else hours <= horizon,
+        "linear": e.r2 >= x.min_r2
+        and e.r2 >= e.best_r2 - x.max_r2_deficit
+        and (not e.ended or e.stairs >= x.min_stairs),
         "grown up": float(run_t[-1] - run_t[0]) >= x.min_observed_s,
         "long": e.ramp_windows >= max(x.min_ramp_windows, x.min_ramp_share * (e.windows - 1))
         and e.length_s >= x.min_trace_share * trace_s,
@@ -73,24 +77,62 @@ def rule_on(
             e.one_step < x.max_one_step
             and e.steps >= x.min_steps
             and min(e.quarters) > x.min_quarter
-            and e.drift_t >= x.min_drift_t
+            and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
-        "lasting": e.last_third > x.min_last_third and not whole.slows_down,
-        "kept": e.returned < x.max_returned,
+        "lasting": e.last_third > x.min_last_third
+        and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
+        "kept": e.returned < x.max_returned and e.net >= x.min_net,
+        "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),
     }
     failed = [name for name, holds in conditions.items() if not holds]
     fall = None
     if not failed:
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
-        past = run_y[run_t < e.start_s]
-        # A ramp smoother than anything this noise does needs no comparison; a saw's teeth are smooth as well.
-        smooth = not is_saw(past, 0.5 * e.growth) and (
-            e.stairs >= x.min_stairs or (e.r2 > x.smooth_r2 and e.steps >= x.smooth_steps)
-        )
-        if fall is not None and not (
-            e.growth > x.min_over_falls * fall
-            or (smooth and e.growth > x.smooth_over_falls * fall)
-            or (smooth and e.drift_t >= x.smooth_drift_t)
-        ):
-            failed.append("unlike its past")
+        failed = _against_past(e, run_t, run_y, fall, thresholds)
     return Ruling(e, tuple(failed), fall, hours)
+
+
+def _against_past(
+    evidence: Evidence, run_t: Array, run_y: Array, fall: float | None, thresholds: Thresholds
+) -> list[str]:
+    """Conditions that fail when the growth is compared with what the run did before it."""
+    e, x = evidence, thresholds
+    start_s, end_s = float(run_t[0]), float(run_t[-1])
+    blocks = max(1, min(128, run_y.size // 3))
+    floor = block_minima(run_t, run_y, start_s, end_s, blocks)
+    if e.drift and gives_back(floor):
+        return ["kept"]
+    at = start_s + (np.arange(blocks) + 0.5) * (end_s - start_s) / blocks
+    smooth, jumps = (part[0] for part in between_jumps(floor[None, :]))
+    earlier = (at < e.start_s) & (at >= e.start_s - e.length_s)
+    if e.last_third < x.slowing_last_third and np.count_nonzero(earlier) >= 4:
+        # The median, as a single step of load or of a start is no curve.
+        before_per_s = float(np.median(np.diff(floor[earlier]))) * blocks / (end_s - start_s)
+        if before_per_s > x.slowing_before * e.slope_per_s:
+            return ["lasting"]  # the line is the end of a curve that bends towards a cap
+    past = run_y[run_t < e.start_s]
+    # A ramp smoother than anything this noise does needs no comparison; a saw's teeth are smooth as well.
+    smooth_ramp = not is_saw(past, 0.5 * e.growth) and (
+        e.stairs >= x.min_stairs or (e.r2 > x.smooth_r2 and e.steps >= x.smooth_steps)
+    )
+    if fall is None or e.growth > x.min_over_falls * fall:
+        return []
+    if smooth_ramp and (e.growth > x.smooth_over_falls * fall or e.drift_t >= x.smooth_drift_t):
+        before = at[1:] < e.start_s
+        jumpy = not before.any() or jumps[before].mean() > x.max_past_jumps
+        # A cycle comes down as slowly as it goes up; among jumps, what is left of the falls says nothing.
+        if jumpy or e.growth > x.min_over_cycle * (
+            largest_fall(at, smooth, start_s, e.start_s, 2.0 * e.length_s) or 0.0
+        ):
+            return []
+    return ["unlike its past"]
+
+
+def _straight_by_now(e: Evidence, run_t: Array, run_y: Array) -> bool:
+    """Whether a run that slowed down has become a line: its last quarter grows as the one before did."""
+    if e.share > 0.5 or e.r2 < 0.985 or e.last_third < 0.93:
+        return False
+    start_s, end_s = float(run_t[0]), float(run_t[-1])
+    middle, later, last = block_minima(run_t, run_y, start_s, end_s, 64)[[31, 47, 63]].tolist()
+    clear = last - later > 25.0 * e.noise  # else noise decides whether it slows down
+    return clear and later - middle < 1.08 * (last - later)

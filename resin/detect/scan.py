@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
@@ -44,13 +45,16 @@ def scan(
     """
     since = now_s - lookback_s
     held = set(store.metrics())
-    pivot = _pivot(store, held, since, lookback_s)
-    suspected = {} if pivot is None else {s.component: s for s in suspicions(pivot)}
     findings: list[Finding] = []
-    for detector in using if using is not None else detectors():
-        for metric in detector.metrics:
-            if metric in held:
-                findings.extend(_judge(store, detector, metric, since, level2_series, pivot, suspected))
+    # The store reads the next series, and works on the pivot, while this thread judges: both let go of the GIL.
+    with ThreadPoolExecutor(2, thread_name_prefix="resin-scan") as pool:
+        pivot = pool.submit(_pivot, store, held, since, lookback_s)
+        for detector in using if using is not None else detectors():
+            for metric in detector.metrics:
+                if metric in held:
+                    findings.extend(_judge(store, detector, metric, since, level2_series, pivot, pool))
+        found = pivot.result()
+    suspected = {} if found is None else {s.component: s for s in suspicions(found)}
     return [_with_fleet(finding, suspected) for finding in reconcile(findings)]
 
 
@@ -68,26 +72,37 @@ def _judge(
     metric: str,
     since: float,
     level2_series: int,
-    pivot: PivotLike | None,
-    suspected: Mapping[str, Suspicion],
+    pivot: Future[PivotLike | None],
+    pool: ThreadPoolExecutor,
 ) -> list[Finding]:
     found: list[Finding] = []
-    stream = store.series(metric, since=since)
     seen = 0
-    # A part at a time: all series of a fleet together would be gigabytes of Python floats.
-    while batch := list(islice(stream, _SERIES_AT_ONCE)):
+    for batch in _batches(store.series(metric, since=since), pool):
         seen += len(batch)
-        if seen > level2_series and pivot is not None:
+        if seen > level2_series and pivot.result() is not None:
             break
         found.extend(detector.judge_many(batch))
     else:
         return found
     found = []
-    for component in sorted({*suspected, *small_components(pivot)}):
-        stream = store.series(metric, since=since, component=component)
-        while batch := list(islice(stream, _SERIES_AT_ONCE)):
+    narrowed = pivot.result()
+    assert narrowed is not None
+    components = {*(s.component for s in suspicions(narrowed)), *small_components(narrowed)}
+    for component in sorted(components):
+        for batch in _batches(store.series(metric, since=since, component=component), pool):
             found.extend(detector.judge_many(batch))
     return found
+
+
+def _batches(stream: Iterator[Series], pool: ThreadPoolExecutor) -> Iterator[list[Series]]:
+    """A part of the stream at a time, the next one being read meanwhile; all of a fleet would be gigabytes."""
+    batch = list(islice(stream, _SERIES_AT_ONCE))
+    while len(batch) == _SERIES_AT_ONCE:
+        ahead = pool.submit(lambda: list(islice(stream, _SERIES_AT_ONCE)))
+        yield batch
+        batch = ahead.result()
+    if batch:
+        yield batch
 
 
 def _with_fleet(finding: Finding, suspected: Mapping[str, Suspicion]) -> Finding:

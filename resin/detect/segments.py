@@ -60,6 +60,24 @@ def restarts(y: Array, *, ratio: float = DEFAULT.restart_ratio) -> list[tuple[in
     return list(zip(cuts[:-1], cuts[1:]))
 
 
+def without_glitches(t: Array, y: Array, *, ratio: float = DEFAULT.restart_ratio) -> tuple[Array, Array]:
+    """The series without falls of one or two samples that come back to the level they left.
+
+    A process that starts again does not reach the level of the old one within two samples: such a fall is a
+    mistake of the measurement (a scrape in the middle of a restart of the exporter, a counter that was not there).
+    """
+    if y.size < 5:
+        return t, y
+    keep = np.ones(y.size, dtype=bool)
+    for i in np.flatnonzero(y[1:] < ratio * y[:-1]) + 1:
+        before = y[i - 1]
+        for width in (1, 2):
+            if i + width < y.size and y[i : i + width].max() < ratio * before and y[i + width] > 0.9 * before:
+                keep[i : i + width] = False
+                break
+    return (t, y) if keep.all() else (t[keep], y[keep])
+
+
 def judged_runs(t: Array, y: Array, thresholds: Thresholds = DEFAULT) -> list[tuple[int, int]]:
     """The runs long enough to be judged, in order of time."""
     least = max(thresholds.min_points, int(thresholds.min_segment_share * t.size))

@@ -21,7 +21,7 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     """
     e, x = evidence, thresholds
     if e.total <= max(material, 5.0 * e.noise):
-        return _without_growth(y, material)
+        return without_growth(y, material)
     low, upper = quantiles(y, 0.05, 0.95)
     span = upper - low
     if e.total < span and big_falls(y) >= 3 and is_saw(y, 0.5 * span):
@@ -30,7 +30,7 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
         return "sublinear"
     width = e.windows - 1 - max(1, round(e.windows * x.tail_share)) + 1
     rest = (width - 1 - e.best_to) / max(width - 1, 1)
-    if e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
+    if e.ended or e.best_r2 > e.r2 + 0.01 and rest >= 0.2 and e.last_third <= 1.0:
         return "plateau"
     if e.stairs >= 4 or e.one_step >= x.max_one_step or e.steps < x.min_steps:
         return "stair"
@@ -39,7 +39,8 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     return "steady"
 
 
-def _without_growth(y: Array, material: float) -> GrowthClass:
+def without_growth(y: Array, material: float) -> GrowthClass:
+    """Class of a run whose floor does not rise: flat, spike or saw-tooth."""
     low, median, upper, high = quantiles(y, 0.05, 0.5, 0.95, 1.0)
     if high - median <= max(material, 0.02 * abs(median)):
         return "flat"

@@ -23,6 +23,7 @@ class Thresholds:
     min_growth_bytes: float = 1048576.0  # for `*_bytes`: four pymalloc arenas, or eight heap top pads
     min_growth_count: float = 16.0  # for counters (fds, threads)
     horizon_hours: float = 720.0  # 30 days: jobs are redeployed sooner, a slower leak harms nobody
+    doubling_hours: float = 4320.0  # without a known limit: six months to double; the severity says how slow
     # --- what is steady growth ---------------------------------------------------------------------
     min_r2: float = 0.85  # of the hinge (flat, then a line) on the floor of the series
     max_r2_deficit: float = 0.05  # how much better a ramp that ended may explain the floor
@@ -36,6 +37,13 @@ class Thresholds:
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
+    slowing_last_third: float = 0.9  # ... or below this, when the time before grew so much faster:
+    slowing_before: float = 1.5
+    # --- growth between jumps -------------------------------------------------------------------------
+    max_jump_share: float = 0.3  # of the blocks: beyond, little is quiet enough to show a drift
+    min_quiet_drift_t: float = 4.5  # p of 0.001: without its jumps a leak is smooth
+    min_quiet_steps: int = 10
+    min_net: float = 0.5  # of the drift must be left in the floor itself
     # --- against the series' own past -----------------------------------------------------------------
     min_over_falls: float = 1.5  # growth over the largest fall of the same length seen before
     # ... or a ramp that is too smooth to be this noise, whose moves are jumps:
@@ -43,6 +51,10 @@ class Thresholds:
     smooth_steps: int = 10
     smooth_over_falls: float = 0.25
     smooth_drift_t: float = 8.0  # no fall matters beside a ramp as even as this
+    max_past_jumps: float = (
+        0.1  # of the blocks before: with more, only the sizes of the jumps are a yardstick
+    )
+    min_over_cycle: float = 1.2  # growth over the largest slow fall before: below, it may be the next cycle
     # --- floor -------------------------------------------------------------------------------------
     tail_share: float = 0.1  # the end confirms that memory was not given back; it is not growth itself
     windows: int = 64

@@ -39,6 +39,18 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+_STILL = {
+    "flat": "the floor does not rise",
+    "spike": "it rises in bursts and falls back; the floor does not rise",
+    "saw-tooth": "it climbs and falls back again and again; the floor of the teeth does not rise",
+}
+
+
+def still(metric: str, growth: GrowthClass, total: float, points: int) -> tuple[str, ...]:
+    """What there is to say of a run that does not grow: flat, spike or saw-tooth."""
+    return (f"{_STILL[growth]}: {amount(metric, max(total, 0.0))} over {points} samples",)
+
+
 def explain(
     series: Series,
     ruling: Ruling,
@@ -50,13 +62,8 @@ def explain(
 ) -> tuple[str, ...]:
     """Sentences in the order a reader asks: how much, how sure, against what, until when."""
     e = ruling.evidence
-    if growth in ("flat", "spike", "saw-tooth") and verdict != "leak":
-        words = {
-            "flat": "the floor does not rise",
-            "spike": "it rises in bursts and falls back; the floor does not rise",
-            "saw-tooth": "it climbs and falls back again and again; the floor of the teeth does not rise",
-        }[growth]
-        return (f"{words}: {amount(series.metric, max(e.total, 0.0))} over {e.points} samples",)
+    if growth in _STILL and verdict != "leak":
+        return still(series.metric, growth, e.total, e.points)
     lines = [
         f"the floor rose by {amount(series.metric, e.growth)} from {amount(series.metric, e.level)} within "
         f"{span(e.length_s)}, {amount(series.metric, slope_per_hour)} per hour, and none of it was given back"

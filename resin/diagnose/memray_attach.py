@@ -37,7 +37,7 @@ def _tool() -> str | None:
 
 
 def _importable(target: Target) -> bool:
-    """memray lies in a site-packages that the target has mapped a library from, or beside its executable."""
+    """memray lies on the PYTHONPATH of the target, beside its executable, or beside a library it has mapped."""
     roots = set()
     try:
         with open(f"/proc/{target.pid}/maps", encoding="utf-8", errors="replace") as file:
@@ -50,6 +50,12 @@ def _importable(target: Target) -> bool:
     if target.command and target.python:
         prefix = Path(target.command[0]).parent.parent
         roots.add(str(prefix / "lib" / f"python{target.python[0]}.{target.python[1]}" / "site-packages"))
+    try:
+        with open(f"/proc/{target.pid}/environ", encoding="utf-8", errors="replace") as file:
+            given = [v for v in file.read().split("\0") if v.startswith("PYTHONPATH=")]
+    except OSError:
+        given = []
+    roots.update(path for value in given for path in value.partition("=")[2].split(":") if path)
     return any((Path(root) / "memray").is_dir() for root in roots)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from ..column import Column
 from ..model import Entity, Sample, Series
 from .base import MEBIBYTE, METRIC_NAME, Pivot, StoreError, make_pivot
 from .query import limit_metric
@@ -159,8 +160,8 @@ class PrometheusStore:
                 Series(
                     one,
                     metric,
-                    tuple(times.tolist()),
-                    tuple(values.tolist()),
+                    Column(times),
+                    Column(values),
                     limits.get(one),
                     _work_at(times, *work[one]) if one in work else None,
                 )
@@ -264,6 +265,6 @@ def _escape(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _work_at(times: np.ndarray, work_times: np.ndarray, work: np.ndarray) -> tuple[float, ...]:
+def _work_at(times: np.ndarray, work_times: np.ndarray, work: np.ndarray) -> Column:
     at = np.searchsorted(work_times, times, side="right") - 1
-    return tuple(work[np.maximum(at, 0)].tolist())
+    return Column(work[np.maximum(at, 0)])

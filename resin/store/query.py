@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..column import Column
 from ..model import Entity, Series
 from .base import MEBIBYTE, Pivot, make_pivot
 from .dictionary import EntityDictionary
@@ -57,8 +58,8 @@ def read_series(
             yield Series(
                 numbers[number],
                 metric,
-                tuple((times_ms / 1000.0).tolist()),
-                tuple(values.tolist()),
+                Column(times_ms / 1000.0),
+                Column(values),
                 limits.get(number),
                 _work_at(times_ms, *work[number]) if number in work else None,
             )
@@ -138,10 +139,10 @@ def _split(
 
 def _work_at(
     times_ms: NDArray[np.int64], work_times_ms: NDArray[np.int64], work: NDArray[np.float64]
-) -> tuple[float, ...]:
+) -> Column:
     """Work done at each time: the counter as last read by then (before its first reading: that reading)."""
     at = np.searchsorted(work_times_ms, times_ms, side="right") - 1
-    return tuple(work[np.maximum(at, 0)].tolist())
+    return Column(work[np.maximum(at, 0)])
 
 
 def read_pivot(

@@ -12,6 +12,7 @@ import pytest
 from resin import cli
 from resin.config import Config, ConfigError, is_loopback, load_config, make_config
 from resin.show import bytes_text, finding_lines, plot
+from resin.watch import Watch
 
 
 def run(*arguments, **options):
@@ -245,3 +246,24 @@ def test_finding_lines_hold_the_numbers():
     text = "\n".join(finding_lines(content))
     for part in ("LEAK h/a/1@2", "1.0 GiB/h", "2.0 KiB per step", "limit in 2.5 h", "reason", "? more time"):
         assert part in text
+
+
+def test_a_confirmed_leak_that_its_diagnosis_slows_down_stays_a_leak():
+    import dataclasses
+
+    from resin.detect import judge
+    from resin.model import Entity, Series
+
+    entity = Entity("h", "job", 7, 0.0)
+    t = [0.5 * i for i in range(120)]
+    leak = judge(Series(entity, "anon_bytes", tuple(t), tuple(1e8 + 1e6 * x for x in t), 1e10))
+    assert leak.verdict == "leak"
+    slower = dataclasses.replace(leak, verdict="unclear", growth_class="sublinear", end_s=70.0)
+    ended = dataclasses.replace(leak, verdict="bounded", growth_class="plateau")
+    watch = Watch(("true",), make_config({}))
+    assert watch._as_before(slower) is slower
+    watch._before[leak.id] = leak
+    kept = watch._as_before(slower)
+    assert (kept.verdict, kept.growth_class, kept.end_s) == ("leak", "steady", 70.0)
+    assert "slows a program down" in kept.why[-1]
+    assert watch._as_before(ended) is ended

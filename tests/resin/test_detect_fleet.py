@@ -156,3 +156,13 @@ def test_a_broken_detector_is_left_out(monkeypatch, caplog):
 
 def test_rule_is_adjustable():
     assert suspicions(pivot_of(fleet(15)), PivotRule(min_excess_hosts=30)) == []
+
+
+def test_a_metric_with_too_few_samples_hides_no_other():
+    t = np.arange(100) * 0.5
+    grown = 8e6 + np.minimum(t * 3e6, 60e6)
+    entity = Entity("h", "cache", 7, 1.0)
+    often = Series(entity, "anon_bytes", tuple(t), tuple(grown), 23e9)
+    seldom = Series(entity, "uss_bytes", tuple(t[::5]), tuple(grown[::5]), 23e9)
+    [finding] = reconcile([judge(seldom), judge(often)])
+    assert (finding.metric, finding.verdict, finding.growth_class) == ("anon_bytes", "bounded", "plateau")

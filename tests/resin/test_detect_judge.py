@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from resin.detect import judge, judge_many
 from resin.model import Entity, Series
 from resin.simulate import labelled_series
+from resin.simulate.families import families
 
 MIB = 1048576.0
 
@@ -205,3 +206,79 @@ def test_whatever_comes_in_a_finding_comes_out(values, limit, metric, with_work)
     assert 0.0 <= finding.severity <= 1.0
     assert 0.0 <= finding.confidence <= 1.0
     assert all(np.isfinite(v) for v in finding.evidence.values())
+
+
+def switching(n, level, seed=0):
+    """Load of `level` that switches on and off at random, every 100 samples or so."""
+    rng = np.random.default_rng(seed)
+    return level * (np.cumsum(rng.random(n) < 0.01) % 2)
+
+
+def test_a_leak_far_below_the_jumps_of_the_load_is_seen_between_them():
+    i = np.arange(1200)
+    y = 1000 * MIB + switching(1200, 200 * MIB) + noise(1200, 0.05)
+    assert judge(series(y)).verdict == "bounded"
+    leaking = judge(series(y + np.clip(i - 600, 0, None) * 0.1 * MIB, limit=2048 * MIB))
+    assert leaking.verdict == "leak"
+    assert leaking.start_s == pytest.approx(600 * 60, abs=120 * 60)
+    assert leaking.slope_bytes_per_hour == pytest.approx(6 * MIB, rel=0.25)
+
+
+def test_a_leak_goes_on_over_a_restart_and_began_before_it():
+    i = np.arange(900)
+    y = 1000 * MIB + np.clip(i - 200, 0, None) * MIB + noise(900)
+    y[600:] -= 350 * MIB  # the new process has less to begin with, and leaks as the old one did
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.start_s == pytest.approx(200 * 60, abs=90 * 60)
+
+
+def test_a_glitch_is_no_restart():
+    i = np.arange(600)
+    y = 1000 * MIB + np.clip(i - 200, 0, None) * MIB + noise(600)
+    y[[300, 450, 451]] *= 0.2
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.start_s == pytest.approx(200 * 60, abs=60 * 60)
+    assert judge(series(np.where(i == 300, 100 * MIB, 1000 * MIB + noise(600)))).verdict == "bounded"
+
+
+def test_a_curve_towards_a_cap_is_no_leak_at_its_end():
+    filled = 1 - np.exp(-np.clip(np.arange(720) - 300, 0, None) / 120)
+    for scale in (200, 800):
+        assert judge(series(1000 * MIB + scale * MIB * filled + noise(720, 0.3))).verdict != "leak"
+
+
+def test_a_ramp_that_stopped_is_bounded():
+    y = 500 * MIB + MIB * np.clip(np.arange(1000) - 100, 0, 640) + noise(1000, 0.5)
+    assert judge(series(y)).verdict == "bounded"
+
+
+def test_the_next_rise_of_a_daily_cycle_is_no_leak():
+    t = np.arange(0, 2.4 * 1440)
+    y = 1000 * MIB + 200 * MIB * np.cos(2 * np.pi * t / 1440 + np.pi) + noise(t.size)
+    for end in range(1800, t.size, 120):
+        assert judge(series(y[:end])).verdict != "leak", end
+
+
+def test_families_that_the_detector_was_not_shaped_on():
+    members = families(6, seed=404)
+    found = judge_many([m.series for m in members])
+    leaking = [m.start_s is not None for m in members]
+    flagged = [f.verdict == "leak" for f in found]
+    right = sum(a and b for a, b in zip(leaking, flagged))
+    assert right / sum(flagged) >= 0.95
+    assert right / sum(leaking) >= 0.9
+
+
+def test_many_at_once_are_judged_as_each_alone():
+    made = [m.series for m in families(2, seed=5)]
+    quiet = [series(1000 * MIB + noise(600, seed=s)) for s in range(5)]
+    gaps = [series(1000 * MIB + noise(600, seed=s), times=np.arange(600) ** 1.1) for s in range(3)]
+    together = judge_many([*made, *quiet, *gaps])
+    alone = [judge(one) for one in (*made, *quiet, *gaps)]
+    assert [(f.id, f.verdict, f.growth_class) for f in together] == [
+        (f.id, f.verdict, f.growth_class) for f in alone
+    ]
+    for one, other in zip(together, alone):
+        assert one.severity == pytest.approx(other.severity, abs=0.01)

@@ -88,6 +88,77 @@ def test_pods_layout_counts_in_minutes(tmp_path, capsys):
     assert finding["slope_per_hour"] == pytest.approx(0.06, rel=0.05)
 
 
+def lines(change=lambda row: row, header="host,process,time,bytes", comma=","):
+    return "\n".join([header.replace(",", comma), *(comma.join(change(row)) for row in rows())]) + "\n"
+
+
+def absent(row):
+    names = ["NaN", "NA", "null", "", "None", "-", "inf", "-1"]
+    return (*row[:3], names[int(row[2]) // 60 % 8] if int(row[2]) // 60 % 9 == 4 else row[3])
+
+
+FORMS = {
+    "other columns in another order": lines(lambda r: (r[3], "x", *r[2::-1]), "bytes,note,time,process,host"),
+    "names in any case, blanks": lines(
+        lambda r: (r[0], f" {r[1]} ", *r[2:]), "Host, Process, Timestamp , BYTES"
+    ),
+    "tabs": lines(comma="\t"),
+    "semicolons": lines(comma=";"),
+    "windows": "\ufeff" + lines().replace("\n", "\r\n"),
+    "rows in any order": "\n".join([lines().splitlines()[0], *sorted(lines().splitlines()[1:], key=hash)]),
+    "rows twice": lines() + "\n".join(lines().splitlines()[1:300]),
+    "absent values": lines(absent),
+    "powers of ten": lines(lambda r: (*r[:2], f"{float(r[2]):e}", f"{float(r[3]):e}")),
+}
+
+
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
+def test_traces_as_they_come(tmp_path, capsys, text):
+    path = tmp_path / "trace.txt"
+    path.write_text(text, encoding="utf-8")
+    assert main(["detect", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["entities"] == 2
+    [finding] = report["findings"]
+    assert (finding["entity"], finding["verdict"]) == ("a/train", "leak")
+    assert finding["start"] == pytest.approx(150 * 60, abs=2400)
+    assert finding["slope_per_hour"] == pytest.approx(120e6, rel=0.05)
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e6, 1e9])
+def test_finer_clocks_come_back_in_their_unit(tmp_path, capsys, unit):
+    since = 1_700_000_000
+    path = tmp_path / "t.csv"
+    path.write_text(lines(lambda r: (*r[:2], str(int((since + int(r[2])) * unit)), r[3])))
+    assert main(["detect", str(path), "--json"]) == 1
+    [finding] = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["start"] / unit == pytest.approx(since + 150 * 60, abs=2400)
+    assert finding["slope_per_hour"] == pytest.approx(120e6, rel=0.05)
+
+
+def test_content_tells_gzip_and_parquet_not_the_name(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    source = write(tmp_path / "t.csv", rows())
+    (tmp_path / "t.data").write_bytes(gzip.compress(source.read_bytes()))
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"COPY (SELECT * FROM read_csv('{source}')) TO '{tmp_path}/t.bin' (FORMAT parquet)"
+        )
+    first, *others = (judge_many(read_trace(tmp_path / n).series) for n in ("t.csv", "t.data", "t.bin"))
+    assert all(other == first for other in others)
+
+
+def test_utilisation_in_per_cent_is_the_same_leak(tmp_path):
+    shares = [("p1", str(k), 0.2 + max(0, k - 200) * 0.001) for k in range(500)]
+    header = ("pod", "minute", "memory_utilization")
+    one = write(tmp_path / "share.csv", shares, header)
+    cents = write(tmp_path / "cent.csv", [(p, m, round(100 * v, 1)) for p, m, v in shares], header)
+    [share], [cent] = (judge_many(read_trace(path).series) for path in (one, cents))
+    assert cent.verdict == share.verdict == "leak"
+    assert cent.slope_bytes_per_hour == pytest.approx(100 * share.slope_bytes_per_hour, rel=0.05)
+    assert cent.hours_to_limit == pytest.approx(share.hours_to_limit, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -134,6 +205,8 @@ def test_real_traces(capsys):
     found = judge_many(leaking)
     hits = [f for f in found if f.verdict == "leak"]
     assert len(hits) / len(leaking) >= 0.95
+    slow = [inject_ramp(s, start_s=s.times_s[-1] - 4 * 3600.0, slope_per_hour=0.005) for s in long]
+    assert sum(f.verdict == "leak" for f in judge_many(slow)) / len(slow) >= 0.9
     for s, f in zip(leaking, found):
         if f.verdict == "leak":
             assert f.slope_bytes_per_hour > 0

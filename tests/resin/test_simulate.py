@@ -25,7 +25,7 @@ def test_every_program_is_a_case_and_has_its_marks():
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.needs is None], ids=lambda c: c.name)
 def test_programs_end_by_themselves(case):
-    if case.name in ("warm_up", "mapped_file", "copy_on_write"):
+    if case.name in ("warm_up", "mapped_file", "copy_on_write", "page_cache"):
         pytest.skip("takes seconds before its loop begins; the slow test runs it")
     done = subprocess.run([sys.executable, str(case.path), "0.2"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
