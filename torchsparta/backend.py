@@ -45,7 +45,7 @@ def sparta(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
     """The torch.compile backend. options: {"inner": "roller" | "eager"}; default roller if torchroller has
-    it."""
+    it. A model with specialised layers is not compiled again: they are kernels already."""
     options = dict(options or {})
     inner = options.pop("inner", None)
     if options or inner not in (None, "roller", "eager"):
@@ -110,7 +110,11 @@ class _Compiled:
 def _compile_inner(
     fast: fx.GraphModule, dynamic: tuple[Tensor, ...], inner: str | None
 ) -> Callable[..., Any]:
-    if inner == "eager":
+    from .attention import SparseAttention
+    from .modules import SparseLayer
+
+    # Specialised layers launch kernels on addresses, which AOTAutograd cannot trace: such a model runs as it is.
+    if inner == "eager" or any(isinstance(m, (SparseLayer, SparseAttention)) for m in fast.modules()):
         return fast
     try:
         from torchroller.backend import roller

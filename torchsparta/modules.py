@@ -76,7 +76,7 @@ class _Apply(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        layer: _SparseLayer,
+        layer: SparseLayer,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, residual)
         ctx.layer = layer
@@ -94,7 +94,7 @@ class _Apply(torch.autograd.Function):
         return (*(next(found) if w else None for w in wanted), None)
 
 
-class _SparseLayer(nn.Module):
+class SparseLayer(nn.Module):
     """What the layers share: packed parts or a trainable dense weight, save and load, the dense fallback."""
 
     weight: nn.Parameter | None
@@ -278,7 +278,7 @@ class _SparseLayer(nn.Module):
         return sum(p.nbytes for p in self.parts)
 
 
-class SparseLinear(_SparseLayer):
+class SparseLinear(SparseLayer):
     """activation(x W^T + bias) (+ residual); x [..., K], W [N, K] as a sum of formats."""
 
     def __init__(
@@ -310,7 +310,7 @@ class SparseLinear(_SparseLayer):
         )
 
 
-class SparseConv2d(_SparseLayer):
+class SparseConv2d(SparseLayer):
     """Convolution of [images, C, H, W] as an implicit product; the weight's columns are (c, row, column)."""
 
     def __init__(
@@ -344,7 +344,7 @@ class SparseConv2d(_SparseLayer):
         return f"{self.in_channels} -> {self.out_channels}, kernel={c.kernel}, stride={c.stride}, {self.format_name()}"
 
 
-class SparseBmm(_SparseLayer):
+class SparseBmm(SparseLayer):
     """Batched product with fixed sparse matrices: x [batches, M, K] to [batches, M, N]."""
 
     def __init__(self, parts: tuple[SparseFormat, ...], batches: int, rows: int, why: str = "") -> None:

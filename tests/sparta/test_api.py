@@ -203,6 +203,23 @@ def test_compile_backend(x):
     torch._dynamo.reset()
 
 
+def test_compile_backend_with_specialised_layers():
+    from torchsparta.backend import sparta
+    from torchsparta.specialise.program import interpreting
+
+    torch._dynamo.reset()
+    side = 16 if interpreting() else 512
+    model = nn.Sequential(nn.Linear(side, side), nn.GELU(), nn.Linear(side, side)).eval()
+    x = torch.randn(64, side)
+    tesa = torchsparta.from_nni({n: {"weight": (torch.rand(side, side) < 0.05).float()} for n in "02"})
+    want = torchsparta.masked_model(model, tesa)(x).detach()
+    compiled = torch.compile(torchsparta.attach(model, tesa), backend=sparta)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
 def test_a_chooser_gets_the_site(x):
     from torchsparta.transform import DenseSite, register_chooser, unregister_chooser
 
