@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(PY) benchmarks/bench.py
+	$(PY) benchmarks/report.py
 
 bench-sparta: $(VENV)/.bench
 	$(PY) benchmarks/sparta_bench.py

@@ -1,6 +1,11 @@
-"""`make bench`: torchroller against eager, Inductor, ONNX Runtime and OpenVINO, in turns, as a table.
+"""`make bench`: torchroller against eager, Inductor, ONNX Runtime and OpenVINO, in turns.
 
 python benchmarks/bench.py [--only SUBSTRING ...] [--peers a,b] [--rounds N] [--json FILE] [--markdown FILE]
+                           [--budget MINUTES]
+
+Without --json a run of all cases writes benchmarks/results/cpu-<LLVM's name of this CPU>-<cores>.json, case by case;
+`python benchmarks/report.py` makes docs/benchmarks.md and the pictures from the files there. Compilers start with
+empty caches, so compile seconds are cold ones.
 """
 
 from __future__ import annotations
@@ -8,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,13 +27,24 @@ from cases import CASES, Case  # noqa: E402
 from contenders import CONTENDERS, FLOAT32_ONLY, available  # noqa: E402
 from workers import Contender  # noqa: E402
 
+from torchroller.host import cache_root, host_isa  # noqa: E402
 from torchroller.timing import Timing, machine, summarise  # noqa: E402
 
 DEFAULT = ["eager", "inductor", "inductor-max", "onnxruntime", "openvino", "roller"]
+RESULTS = Path(__file__).parent / "results"
+_BUSY_LOAD = 0.7  # load average above which something else runs on the machine
+_SLOWEST = ("inductor-max", "inductor")  # to compile: left out first where time runs short
 
 
-def measure(case: Case, names: list[str], rounds: int, threads: int, patience_s: float) -> dict[str, object]:
-    """One case: compile contenders one after the other, then let them take turns."""
+def measure(
+    case: Case, pool: dict[str, Contender], names: list[str], rounds: int, threads: int, patience_s: float
+) -> dict[str, object]:
+    """One case: everybody compiles, then they take turns.
+
+    Models are compiled one contender after the other in fresh processes, so that their compile seconds are those of a
+    user; small cases all at once, in processes that stay.
+    """
+    model = case.group.startswith("model")
     contenders = []
     skipped = {}
     for name in names:
@@ -35,29 +54,77 @@ def measure(case: Case, names: list[str], rounds: int, threads: int, patience_s:
         if reason:
             skipped[name] = reason
             continue
-        contender = Contender(name, case.name, threads)
-        contender.wait(patience_s)
+        contender = pool.setdefault(name, Contender(name, threads))
+        if model:
+            contender.stop()
+        contender.open(case.name)
         contenders.append(contender)
-    for _ in range(rounds):
+        if model:
+            contender.wait(patience_s)
+    if not model:
+        until = time.monotonic() + patience_s
+        for contender in contenders:
+            contender.wait(max(1.0, until - time.monotonic()))
+    load = os.getloadavg()[0]
+    for number in range(rounds):
+        if sys.stderr.isatty():
+            print(f"  round {number + 1}/{rounds}", end="\r", file=sys.stderr, flush=True)
         for c in contenders:
             if c.ready is not None:
                 c.turn()
                 time.sleep(0.01)
     rows = {}
     for c in contenders:
-        c.stop()
+        c.done()
         if c.ready is None or not c.samples:
             skipped[c.name] = c.failure.splitlines()[0] if c.failure else "no samples"
             continue
         timing = summarise(c.samples)
         rows[c.name] = {
             **timing.as_dict(),
+            "samples_s": c.samples,
             "compile_s": c.ready.compile_s,
             "error": c.ready.error,
             "notes": c.ready.notes,
         }
+    if model:  # gigabytes of weights each
+        for c in contenders:
+            c.stop()
     return {"case": case.name, "group": case.group, "bar": case.bar, "flops": case.flops, "bytes": case.bytes,
-            "rows": rows, "skipped": skipped}  # fmt: skip
+            "load": round(load, 2), "compiled_alone": model, "rows": rows, "skipped": skipped}  # fmt: skip
+
+
+def about(threads: int) -> dict[str, object]:
+    """What a reader needs to judge the figures: processor, cores, versions, date, load, commit."""
+    return {
+        **machine(),
+        "isa": host_isa()[0],
+        "when": time.strftime("%Y-%m-%d"),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
+                              capture_output=True, check=True)  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
+
+
+def cold_caches() -> tempfile.TemporaryDirectory[str]:
+    """Empty kernel caches for every contender of this run; a saved calibration of the machine is kept."""
+    folder = tempfile.TemporaryDirectory(prefix="torchroller-bench-")
+    calibration = cache_root() / "devices"
+    if calibration.is_dir():
+        shutil.copytree(calibration, Path(folder.name) / "roller" / "devices")
+    for variable, name in (("TORCHROLLER_CACHE_DIR", "roller"), ("TRITON_CACHE_DIR", "triton"),
+                           ("TORCHINDUCTOR_CACHE_DIR", "inductor")):  # fmt: skip
+        os.environ[variable] = str(Path(folder.name) / name)
+    return folder
 
 
 def describe(result: dict) -> str:
@@ -113,12 +180,18 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="*", default=[], help="cases whose name contains one of these")
     parser.add_argument("--peers", default=",".join(DEFAULT), help="contenders, comma separated")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="at most 7 for models")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--patience", type=float, default=300.0, help="seconds that a contender may take to compile"
+        "--patience", type=float, default=300.0, help="seconds that a contender may take to compile a case"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=25.0,
+        help="minutes; when they run out, Inductor is left out (and said so)",
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
     names = args.peers.split(",")
@@ -128,24 +201,47 @@ def main() -> int:
     chosen = [c for c in CASES if not args.only or any(s in c.name or s == c.group for s in args.only)]
     if not chosen:
         parser.error(f"no case matches {args.only}; there are {[c.name for c in CASES]}")
-    load = os.getloadavg()[0]
-    if load > 0.7:
-        print(
-            f"note: the load average is {load:.1f}: something else runs here, and ratios may suffer",
-            file=sys.stderr,
-        )
-    about = {**machine(), "when": time.strftime("%Y-%m-%d"), "threads": args.threads}
-    results = []
-    for number, case in enumerate(chosen, 1):
-        print(f"[{number}/{len(chosen)}] ", end="", flush=True)
-        results.append(measure(case, names, args.rounds, args.threads, args.patience))
-        print(describe(results[-1]), flush=True)
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps({"machine": about, "results": results}, indent=1))
+    facts = about(args.threads)
+    if float(str(facts["load"])) > _BUSY_LOAD:
+        print(f"note: the load average is {facts['load']}: something else runs here, and ratios may suffer",
+              file=sys.stderr)  # fmt: skip
+    path = args.json
+    if path is None and not args.only:
+        path = RESULTS / f"cpu-{facts['isa']}-{facts['cores']}.json"
+    results: list[dict] = []
+    pool: dict[str, Contender] = {}
+    start = time.monotonic()
+    caches = cold_caches()
+    try:
+        for number, case in enumerate(chosen, 1):
+            spent = time.monotonic() - start
+            # Three fifths go to whoever comes first; what is left is shared out evenly over the cases.
+            short = spent > 60.0 * args.budget * (0.6 + 0.4 * (number - 1) / len(chosen))
+            peers = [n for n in names if not (short and n in _SLOWEST)]
+            print(f"[{number}/{len(chosen)}, {spent / 60:.1f} min] ", end="", flush=True)
+            rounds = min(args.rounds, 7) if case.group.startswith("model") else args.rounds
+            result = measure(case, pool, peers, rounds, args.threads, args.patience)
+            result["skipped"].update(  # type: ignore[attr-defined]
+                {
+                    n: f"left out: the run's {args.budget:.0f} minutes were nearly over"
+                    for n in names
+                    if n not in peers
+                }
+            )
+            results.append(result)
+            print(describe(result), flush=True)
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n")
+    finally:
+        for contender in pool.values():
+            contender.stop()
+        caches.cleanup()
     if args.markdown:
-        args.markdown.write_text(markdown(results, about))
-    print("\n" + markdown(results, about))
+        args.markdown.write_text(markdown(results, facts))
+    print("\n" + markdown(results, facts))
+    if path:
+        print(f"figures: {path}; python benchmarks/report.py makes the documents from them", file=sys.stderr)
     return 0
 
 

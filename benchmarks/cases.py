@@ -115,6 +115,39 @@ def gpt2() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return _Output(model, "last_hidden_state").eval(), (torch.randint(0, 50000, (1, 256)),)
 
 
+def convolution(name: str, channels: int, size: int, filters: int, window: int, **arguments: int) -> Case:
+    """One image through one convolution without bias, in the layout that a PyTorch user has by default."""
+
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        torch.manual_seed(0)
+        module = nn.Conv2d(channels, filters, window, bias=False, **arguments)
+        return module.eval(), (torch.randn(1, channels, size, size),)
+
+    out = size // arguments.get("stride", 1)
+    taps = window * window * channels // arguments.get("groups", 1)
+    flops = 2.0 * out * out * filters * taps
+    moved = 4.0 * (channels * size * size + filters * out * out + filters * taps)
+    return Case(name, "convolution", make, flops, moved, "fastest peer")
+
+
+def vision(name: str, batch: int) -> Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]:
+    """A transformers vision model with its default configuration and random weights; statistics as after training."""
+
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        import transformers
+
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")()
+        model = getattr(transformers, f"{name}Model")(config)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        return _Output(model, "last_hidden_state").eval(), (torch.randn(batch, 3, 224, 224),)
+
+    return make
+
+
 _SQUARE = [
     (128, 768, 768),
     (128, 3072, 768),
@@ -135,6 +168,21 @@ CASES: tuple[Case, ...] = (
     function("add_relu_16M", lambda x, y: torch.relu(x + y), [(16 << 20,), (16 << 20,)], 12.0 * (16 << 20)),
     function("sum_rows_4096", lambda x: x.sum(1), [(4096, 4096)], 4.0 * 4096 * 4096),
     function("sum_columns_4096", lambda x: x.sum(0), [(4096, 4096)], 4.0 * 4096 * 4096),
+    convolution("conv_64x56x56_k3", 64, 56, 64, 3, padding=1),
+    convolution("conv_256x14x14_k3", 256, 14, 256, 3, padding=1),
+    convolution("conv_512x7x7_k3", 512, 7, 512, 3, padding=1),
+    convolution("conv_stem_3x224x224_k7s2", 3, 224, 64, 7, stride=2, padding=3),
+    convolution("depthwise_144x56x56_k3", 144, 56, 144, 3, padding=1, groups=144),
+    function(
+        "avgpool_64x112x112_k3s2",
+        lambda x: nn.functional.avg_pool2d(x, 3, 2, 1),
+        [(1, 64, 112, 112)],
+        5.0 * 64 * 112 * 112,
+    ),
+    Case("resnet50_b1", "model", vision("ResNet", 1), 8.2e9, 0, "fastest peer", turn_s=0.3),
+    Case("resnet50_b8", "model", vision("ResNet", 8), 65.6e9, 0, "fastest peer", turn_s=1.0),
+    Case("mobilenetv2_b1", "model", vision("MobileNetV2", 1), 0.6e9, 0, "fastest peer", turn_s=0.1),
+    Case("vit_b16_b1", "model", vision("ViT", 1), 35.1e9, 0, "fastest peer", turn_s=0.5),
     Case("bert_b1_s128", "model", bert(1), 22.4e9, 0, "0.40x eager's time; OpenVINO's time", turn_s=0.4),
     Case("bert_b8_s128", "model", bert(8), 179e9, 0, "0.40x eager's time; OpenVINO's time", turn_s=1.0),
     Case("gpt2_prefill_s256", "model", gpt2, 45e9, 0, "0.45x eager's time", turn_s=0.5),

@@ -1,74 +1,95 @@
-"""Draws the README's picture from the figures that bench.py wrote: speed-up over eager PyTorch, one row a case.
+"""The picture of a run: speed-up over eager PyTorch, a bar a contender, as SVG text that follows light and dark.
 
-python benchmarks/plot.py benchmarks/results/cpu.json docs/images/bench.svg
+`speedups` is a pure function of the figures, so the same figures give the same file.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from html import escape
 
-COLOURS = {
-    "inductor": "#9aa5b1", "inductor-max": "#7b8794", "onnxruntime": "#c9a96a", "openvino": "#8fb8a8",
-    "roller": "#d64545",
+_COLOURS = {  # light, dark
+    "inductor": ("#9aa5b1", "#8593a3"), "inductor-max": ("#6b7a8c", "#b3bfcc"), "onnxruntime": ("#c9a96a", "#c9a96a"),
+    "openvino": ("#7fb3a0", "#7fb3a0"), "eager-graphs": ("#c9a96a", "#c9a96a"), "roller": ("#d64545", "#f06a6a"),
+    "roller-max": ("#a83232", "#f59b9b"), "roller-graphs": ("#7d2ba8", "#c08ae0"),
 }  # fmt: skip
+_BAR, _GAP, _LEFT, _RIGHT, _WIDTH = 9, 9, 210, 70, 900
+_MOST_ROWS = 40  # of a picture; the document has all of them
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def speedups(data: Mapping, title: str, names: Mapping[str, str]) -> str:
+    """One group of bars a case, sorted by group as measured; the line is eager. Longer bars are faster."""
+    results = [r for r in data["results"] if "eager" in r["rows"] and len(r["rows"]) > 1]
+    groups = {r["group"]: n for n, r in reversed(list(enumerate(results)))}
+    results.sort(key=lambda r: groups[r["group"]])
+    shown, left_out = results[:_MOST_ROWS], max(0, len(results) - _MOST_ROWS)
+    present = [n for n in _COLOURS if any(n in r["rows"] for r in shown)]
+    speeds = [
+        {n: r["rows"]["eager"]["median_s"] / r["rows"][n]["median_s"] for n in present if n in r["rows"]}
+        for r in shown
+    ]
+    longest = min(8.0, max([1.25, *(s for row in speeds for s in row.values())]))
+    scale = (_WIDTH - _LEFT - _RIGHT) / longest
+    body: list[str] = []
+    y = 66.0
+    group = ""
+    for r, row in zip(shown, speeds):
+        if r["group"] != group:
+            group = r["group"]
+            y += 8
+            body.append(f'<text class="group" x="8" y="{y + 10:.0f}">{escape(group)}</text>')
+            y += 21
+        height = _BAR * max(1, len(row))
+        body.append(
+            f'<text x="{_LEFT - 8}" y="{y + height / 2 + 4:.1f}" text-anchor="end">{escape(r["case"])}</text>'
+        )
+        for k, (name, speed) in enumerate(row.items()):
+            at, width = y + k * _BAR, min(speed, longest) * scale
+            tip = f"{names.get(name, name)}: {speed:.2f} x eager"
+            body.append(
+                f'<rect class="{name}" x="{_LEFT}" y="{at:.1f}" width="{width:.1f}" height="{_BAR - 1}">'
+                f"<title>{escape(tip)}</title></rect>"
+            )
+            if name.startswith("roller") or speed > longest:
+                body.append(
+                    f'<text class="figure" x="{_LEFT + width + 4:.1f}" y="{at + 8:.1f}">{speed:.2f}×</text>'
+                )
+        y += height + _GAP
+    height = y + 34
+    axis = []
+    for tick in range(math.floor(longest) + 1):
+        x = _LEFT + tick * scale
+        kind = "one" if tick == 1 else "grid"
+        axis.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="62" y2="{y:.0f}"/>')
+        axis.append(f'<text class="soft" x="{x:.1f}" y="{y + 14:.0f}" text-anchor="middle">{tick}×</text>')
+    note = f"; {left_out} more rows in docs/benchmarks.md" if left_out else ""
+    axis.append(
+        f'<text class="soft" x="8" y="{y + 30:.0f}">speed-up over eager PyTorch, medians{note}</text>'
     )
-    parser.add_argument("figures", type=Path)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("--cases", nargs="*", help="names of the cases to show; default: all that eager ran")
-    args = parser.parse_args()
-    data = json.loads(args.figures.read_text())
-    results = [r for r in data["results"] if "eager" in r["rows"] and "roller" in r["rows"]]
-    if args.cases:
-        results = [r for r in results if r["case"] in args.cases]
-    if not results:
-        parser.error(f"{args.figures} holds no case that both eager and roller ran")
-    draw(data["machine"], results, args.picture)
-    return 0
-
-
-def draw(about: dict, results: list[dict], picture: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [n for n in COLOURS if any(n in r["rows"] for r in results)]
-    height = 0.8 / len(names)
-    fig, axis = plt.subplots(figsize=(9, 0.55 * len(results) + 1.6))
-    for k, name in enumerate(names):
-        speeds = [
-            r["rows"]["eager"]["median_s"] / r["rows"][name]["median_s"] if name in r["rows"] else 0.0
-            for r in results
-        ]
-        places = [i + (k - (len(names) - 1) / 2) * height for i in range(len(results))]
-        axis.barh(places, speeds, height, color=COLOURS[name], label=name)
-        if name == "roller":
-            for place, speed in zip(places, speeds):
-                axis.text(speed + 0.02, place, f"{speed:.2f}×", va="center", fontsize=7)
-    axis.axvline(1.0, color="#323f4b", linewidth=1)
-    axis.set_yticks(range(len(results)), [r["case"] for r in results], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("speed-up over eager PyTorch (medians of interleaved rounds)")
-    versions = about["versions"]
-    axis.set_title(
-        f"{about['processor']}, {about['cores']} cores, torch {versions.get('torch')}, {about['when']}",
-        fontsize=9,
+    legend, x = [], 8.0
+    for name in present:
+        label = names.get(name, name)
+        legend.append(f'<rect class="{name}" x="{x:.0f}" y="38" width="11" height="11"/>')
+        legend.append(f'<text x="{x + 16:.0f}" y="48">{escape(label)}</text>')
+        x += 30 + 6.9 * len(label)
+    about = data["machine"]
+    head = f"{title}, torch {about['versions'].get('torch', '?')}, {about['when']}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" '
+        f'height="{height:.0f}" role="img" aria-label="{escape(head, quote=True)}"><style>{_style()}</style>'
+        f'<rect class="paper" width="100%" height="100%"/><text class="head" x="8" y="22">{escape(head)}</text>'
+        f"{''.join(legend)}{''.join(axis)}{''.join(body)}</svg>\n"
     )
-    axis.legend(fontsize=8, loc="lower right")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    fig.tight_layout()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(picture)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _style() -> str:
+    light = "".join(f".{n}{{fill:{a}}}" for n, (a, _) in _COLOURS.items())
+    dark = "".join(f".{n}{{fill:{b}}}" for n, (_, b) in _COLOURS.items())
+    return (
+        "text{font:12px system-ui,sans-serif;fill:#1f2430}.head{font-size:14px;font-weight:600}"
+        ".group{font-weight:600}.soft{fill:#667085;font-size:11px}.figure{font-size:10px;paint-order:stroke;stroke:#fff;stroke-width:3px}.paper{fill:#fff}"
+        ".grid{stroke:#e4e1da}.one{stroke:#1f2430}"
+        f"{light}@media(prefers-color-scheme:dark){{text{{fill:#e7e9ee}}.soft{{fill:#98a2b3}}.paper{{fill:#0d1117}}.figure{{stroke:#0d1117}}"
+        f".grid{{stroke:#2d323c}}.one{{stroke:#e7e9ee}}{dark}}}"
+    )

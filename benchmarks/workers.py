@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing as mp
 import time
 import traceback
@@ -14,37 +15,50 @@ import torch
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender that compiled: seconds of build plus first call, and its error against fp64 eager."""
+    """A contender that compiled a case: seconds of build plus first call, and its error against fp64 eager."""
 
     compile_s: float
     error: float
-    calls: int
     notes: str
 
 
-def _worker(pipe: Connection, contender: str, case_name: str, threads: int) -> None:
-    try:
-        torch.set_num_threads(threads)
-        from cases import CASES
-        from contenders import CONTENDERS
+def _worker(pipe: Connection, contender: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):  # the controller is gone
+            return
+        if message == "stop":
+            return
+        try:
+            _serve(pipe, contender, message)
+        except BaseException as failure:  # noqa: BLE001  (the controller reports it)
+            pipe.send(f"{type(failure).__name__}: {failure}\n{traceback.format_exc(limit=3)}")
+        torch._dynamo.reset()
+        gc.collect()
 
-        case = next(c for c in CASES if c.name == case_name)
-        with torch.no_grad():
-            module, inputs = case.make()
-            start = time.perf_counter()
-            run = CONTENDERS[contender](module, inputs)
-            run()
-            compile_s = time.perf_counter() - start
-            got = getattr(run, "result", run)()
-            error = _error(module, inputs, got)
-            once = min(_timed(run, 1) for _ in range(3))
-            calls = max(1, int(case.turn_s / max(once, 1e-7)))
-            pipe.send(Ready(compile_s, error, calls, _notes(contender)))
-            while pipe.recv() == "turn":
-                run()  # wake the caches and the thread pool, untimed
-                pipe.send(_timed(run, calls))
-    except BaseException as failure:  # noqa: BLE001  (the controller reports it; this process ends)
-        pipe.send(f"{type(failure).__name__}: {failure}\n{traceback.format_exc(limit=3)}")
+
+def _serve(pipe: Connection, contender: str, case_name: str) -> None:
+    """One case, until the controller says that it is done."""
+    from cases import CASES
+    from contenders import CONTENDERS
+
+    case = next(c for c in CASES if c.name == case_name)
+    with torch.no_grad():
+        module, inputs = case.make()
+        start = time.perf_counter()
+        run = CONTENDERS[contender](module, inputs)
+        run()
+        compile_s = time.perf_counter() - start
+        got = getattr(run, "result", run)()
+        pipe.send(Ready(compile_s, _error(module, inputs, got), _notes(contender)))
+        calls = 0
+        while pipe.recv() == "turn":
+            run()  # wake the caches and the thread pool, untimed
+            if not calls:  # counted here, when nobody else compiles
+                calls = max(1, int(case.turn_s / max(min(_timed(run, 1) for _ in range(3)), 1e-7)))
+            pipe.send(_timed(run, calls))
 
 
 def _timed(run, calls: int) -> float:
@@ -67,57 +81,83 @@ def _error(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], got: objec
 def _notes(contender: str) -> str:
     if not contender.startswith("roller"):
         return ""
-    import torchroller
+    from torchroller import backend
+    from torchroller.collect import collect
+    from torchroller.report import device_of
 
-    report = torchroller.last_report()
-    if report is None:
+    plans = backend.last_plans()[-1:]  # a case is one graph; earlier cases of this process are not meant
+    if not plans:
         return ""
+    report = collect(plans, device_of(plans))
     (nodes, all_nodes), (flops, all_flops) = report.nodes, report.flops
     share = f", {flops / all_flops:.0%} of FLOPs" if all_flops else ""
     return f"{nodes / max(all_nodes, 1):.0%} of nodes{share} in our kernels"
 
 
 class Contender:
-    """A worker process and what it said."""
+    """A worker process; it serves one case after the other: `open`, `wait`, `turn` …, `done`."""
 
-    def __init__(self, name: str, case: str, threads: int) -> None:
-        context = mp.get_context("spawn")
-        self.name = name
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_worker, args=(child, name, case, threads), daemon=True)
-        self.process.start()
-        child.close()
+    def __init__(self, name: str, threads: int) -> None:
+        self.name, self.threads = name, threads
+        self.process: mp.process.BaseProcess | None = None
         self.ready: Ready | None = None
         self.failure = ""
         self.samples: list[float] = []
 
+    def open(self, case: str) -> None:
+        """Starts to compile a case, in a fresh process where there is none or the last one died."""
+        self.ready, self.failure, self.samples = None, "", []
+        if self.process is None or not self.process.is_alive():
+            context = mp.get_context("spawn")
+            self.pipe, child = context.Pipe()
+            self.process = context.Process(target=_worker, args=(child, self.name, self.threads), daemon=True)
+            self.process.start()
+            child.close()
+        self.pipe.send(case)
+
     def wait(self, timeout_s: float) -> None:
-        """Until it is compiled, has failed, or time is up."""
+        """Until the case is compiled, has failed, or time is up."""
         try:
             if not self.pipe.poll(timeout_s):
                 self.failure = f"not compiled within {timeout_s:.0f} s"
-                self.process.kill()
+                self.kill()
                 return
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             answer = "the process died while compiling"
+            self.kill()
         if isinstance(answer, Ready):
             self.ready = answer
         else:
             self.failure = str(answer)
 
     def turn(self) -> None:
-        self.pipe.send("turn")
-        answer = self.pipe.recv()
+        try:
+            self.pipe.send("turn")
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            answer = "the process died while it was timed"
+            self.kill()
         if isinstance(answer, float):
             self.samples.append(answer)
         else:
             self.failure, self.ready = str(answer), None
 
+    def done(self) -> None:
+        """The case is over; its memory is given back."""
+        if self.ready is not None:
+            with contextlib.suppress(OSError):
+                self.pipe.send("done")
+
     def stop(self) -> None:
-        if self.process.is_alive():
+        if self.process is not None and self.process.is_alive():
             with contextlib.suppress(OSError):
                 self.pipe.send("stop")
             self.process.join(5)
-            if self.process.is_alive():
-                self.process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.is_alive():
+            self.process.kill()
+            self.process.join(5)
+        self.process = None

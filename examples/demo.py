@@ -1,7 +1,8 @@
 """`make demo`: BERT-base on this machine, compiled by torchroller, against eager PyTorch and TorchInductor.
 
 Compile times are taken in processes of their own with empty caches (cold) and again with filled ones (warm).
-Latencies are taken in one process, in turns. A page with the reason for every tile is written to out/.
+For latencies each contender has a process, and they take turns: contenders that share one also share its heap and
+its pool of threads, and all read slower there. A page with the reason for every tile is written to out/.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 MODELS = ("bert", "gpt2", "vit")
+TURN_S = 0.3  # of calls of one contender, before it is the next one's turn
 
 
 def build(name: str) -> tuple[Callable, tuple]:
@@ -65,6 +67,52 @@ def in_process(name: str, contender: str, caches: Path) -> float | None:
     return json.loads(lines[-1])["seconds"] if done.returncode == 0 and lines else None
 
 
+def serve(name: str, contender: str, turn_s: float) -> None:
+    """Compiles, says so, and then answers each line of stdin with the mean seconds of a call over one turn."""
+    import torch
+
+    from torchroller.timing import calls_for, time_calls
+
+    model, inputs = build(name)
+    with torch.no_grad():
+        run = compiled(model, contender)
+        run(*inputs)
+        call = lambda: run(*inputs)  # noqa: E731
+        calls = calls_for(call, turn_s)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            print(time_calls(call, calls), flush=True)
+
+
+class Contender:
+    """A process that runs one contender when asked to."""
+
+    def __init__(self, name: str, contender: str) -> None:
+        command = [sys.executable, __file__, "--model", name, "--serve", contender]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            _, errors = self.process.communicate()
+            raise RuntimeError(f"{' '.join(self.process.args)} ended: {errors[-2000:]}")  # type: ignore[arg-type]
+        return line
+
+    def turn(self) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def cache_environment(caches: Path) -> dict[str, str]:
     return {
         "TORCHROLLER_CACHE_DIR": str(caches / "torchroller"),
@@ -101,7 +149,11 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        serve(args.model, args.serve, TURN_S)
+        return 0
     if args.compile:
         print(json.dumps(compile_once(args.model, args.compile)))
         return 0
@@ -135,27 +187,15 @@ def measured(args, console, progress, task, contenders, figures) -> int:
     import torch
 
     import torchroller
-    from torchroller.timing import interleave, machine
+    from torchroller.timing import machine
 
     model, inputs = build(args.model)
     with torch.no_grad():
         progress.update(task, description="building the page")
         report = torchroller.explain(model, *inputs, name=args.model)
+        ours, theirs = error_of(model, compiled(model, "roller"), inputs)
         progress.advance(task)
-        progress.update(task, description="compiling here")
-        torch._dynamo.reset()
-        runs = {name: compiled(model, name) for name in ["eager", *contenders]}
-        for run in runs.values():
-            run(*inputs)
-        progress.advance(task)
-        progress.update(task, description="taking turns")
-        timings = interleave(
-            {name: (lambda f=f: f(*inputs)) for name, f in runs.items()},
-            rounds=args.rounds,
-            turn_s=0.3,
-            progress=lambda *_: progress.advance(task),
-        )
-        ours, theirs = error_of(model, runs["roller"], inputs)
+    timings = in_turns(args, progress, task, ["eager", *contenders])
     page = Path("out") / f"{args.model}.html"
     page.parent.mkdir(exist_ok=True)
     report.save(page)
@@ -175,6 +215,29 @@ def measured(args, console, progress, task, contenders, figures) -> int:
                 "flop_share": in_ours / flops, "error": ours}  # fmt: skip
         args.json.write_text(json.dumps(data, indent=1))
     return 0
+
+
+def in_turns(args, progress, task, contenders) -> dict:
+    """Timings of contenders that run one at a time, each in its own process."""
+    from torchroller.timing import summarise
+
+    progress.update(task, description="compiling in a process each")
+    running: dict[str, Contender] = {}
+    try:
+        for name in contenders:  # one after the other: compilations would slow each other down
+            running[name] = Contender(args.model, name)
+            running[name].answer()
+        progress.advance(task)
+        progress.update(task, description="taking turns")
+        samples: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(args.rounds):
+            for name, contender in running.items():
+                samples[name].append(contender.turn())
+            progress.advance(task)
+    finally:
+        for contender in running.values():
+            contender.close()
+    return {name: summarise(s) for name, s in samples.items()}
 
 
 def table(console, model: str, about: dict, figures: dict, timings: dict) -> None:

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "explain": "torchroller.report",
     "last_report": "torchroller.report",
+    "reproducer": "torchroller.reproduce",
     "DeviceSpec": "torchroller.device",
     "construct": "torchroller.search",
 }

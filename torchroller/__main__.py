@@ -1,6 +1,6 @@
 """`python -m torchroller`: look at devices, explain a model, time an operator, manage the cache.
 
-python -m torchroller devices [NAME …] [--measure]
+python -m torchroller devices [NAME …] [--calibrate]
 python -m torchroller explain bert | gpt2 | vit | llama | SCRIPT.py [--html FILE] [--json] [--measure]
 python -m torchroller bench M3 [--scale 64]         an operator of the ROLLER evaluation
 python -m torchroller bench --list
@@ -14,6 +14,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchroller.host import Calibration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +36,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     devices = commands.add_parser("devices", help="what the search knows about this CPU and the shipped GPUs")
-    devices.add_argument("names", nargs="*", help="cpu, V100, A100, H100, H200, B200, MI300X (default: all)")
     devices.add_argument(
-        "--measure", action="store_true", help="time this CPU for two seconds and keep the result"
+        "names",
+        nargs="*",
+        help="cpu, V100, A100, H100, H200, B200, MI250X, MI300X, or a CPU such as znver5 (default: cpu and all GPUs)",
+    )
+    devices.add_argument(
+        "--calibrate",
+        "--measure",
+        action="store_true",
+        help="time this CPU for ten seconds and keep the result, which the search uses from then on",
     )
     devices.set_defaults(run=_devices)
 
@@ -73,14 +84,35 @@ def _parser() -> argparse.ArgumentParser:
 def _devices(args: argparse.Namespace) -> int:
     from torchroller import calibrate, device, host
 
-    if args.measure:
+    if args.calibrate:
         found = calibrate.measure()
         path = host.save_calibration(found)
         device.cpu.cache_clear()
-        print(f"measured {found.cores} cores; kept in {path}\n")
+        print(f"{_calibration_text(found)}\nkept in {path}\n")
     names = args.names or ["cpu", *(d.name for d in device.SHIPPED)]
     print("\n\n".join(str(device.by_name(n)) for n in names))
     return 0
+
+
+def _calibration_text(found: Calibration) -> str:
+    from torchroller.cost import time_text
+    from torchroller.spec import rate_text
+
+    peaks = {
+        "fp32": found.fma_flops_per_core,
+        "bf16": found.bf16_flops_per_core,
+        "int8": found.int8_flops_per_core,
+    }
+    lines = [
+        "measured, one core: " + ", ".join(f"{n} {rate_text(p)[:-1]}FLOP/s" for n, p in peaks.items() if p)
+    ]
+    lines += [f"  {n:<5} reads {rate_text(r)}/s, copies {rate_text(c)}/s" for n, r, c in found.levels]
+    lines.append(
+        f"{found.cores} cores: DRAM reads {rate_text(found.dram_read_bytes_per_s)}/s, "
+        f"copies {rate_text(found.dram_bytes_per_s)}/s; launch {time_text(found.launch_s)}, "
+        f"waking the other threads {time_text(found.fork_s)}"
+    )
+    return "\n".join(lines)
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ log = logging.getLogger("torchroller")
 _RECENT = 64
 _last: list[ExecutionPlan | EagerPlan] = []
 _traces: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+_graphs: weakref.WeakKeyDictionary[Any, tuple[fx.GraphModule, Options]] = weakref.WeakKeyDictionary()
 
 
 def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = None,
@@ -40,6 +41,7 @@ def roller(gm: fx.GraphModule, example_inputs: list[Any], *, mode: str | None = 
         bw_compiler=functools.partial(compile_aot_graph, options=parsed, inference=False),
         inference_compiler=functools.partial(compile_aot_graph, options=parsed, inference=True),
         decompositions=decompositions(),
+        keep_inference_input_mutations=True,
     )(gm, example_inputs)
 
 
@@ -51,6 +53,11 @@ def last_plans() -> tuple[ExecutionPlan | EagerPlan, ...]:
 def traces_of(plan: ExecutionPlan | EagerPlan) -> Mapping[str, str]:
     """The user's stack trace per FX node name of the graph that a plan was made from."""
     return _traces.get(plan, {})
+
+
+def graph_of(plan: ExecutionPlan | EagerPlan) -> tuple[fx.GraphModule, Options] | None:
+    """The ATen graph and the options that a plan was made from; None where they are not kept."""
+    return _graphs.get(plan)
 
 
 def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Options,
@@ -110,6 +117,7 @@ def make_plan(gm: fx.GraphModule, inputs: Sequence[Any], options: Options,
         log.debug("compiling failed", exc_info=True)
         plan = EagerPlan(gm, f"compiling the graph failed: {type(error).__name__}: {error}")
     _traces[plan] = {n.name: n.stack_trace for n in gm.graph.nodes if n.stack_trace}
+    _graphs[plan] = gm, options
     _last.append(plan)
     del _last[:-_RECENT]
     return plan

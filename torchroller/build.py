@@ -6,12 +6,13 @@ accesses walk as one are merged, so a contiguous pointwise kernel has one axis w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .expr import Access, Affine, Axis, TensorExpr, Value, Write
 from .graph import Node, base_of, compute_type
-from .groups import Fused, Group, strided_view
+from .groups import Fused, Group, padding_below, strided_view
 from .views import Index, Ix, backward
 
 FIXED = frozenset(("k", "n", "d"))  # contracted axes of dots: the emitters want each as one axis
@@ -35,6 +36,9 @@ class _Raw:
     dtype: str
     at: Ix
     indirect: tuple[tuple[int, int, int], ...] = ()  # (value number, stride, size of the dimension)
+    bounds: tuple[tuple[Ix, int, int], ...] = ()  # of a padded tensor: (index, stride, size) per dimension
+    offset: int = 0  # of a padded tensor: where its element 0, 0 .. lies
+    fill: float | int = 0  # what lies outside it
 
 
 @dataclass
@@ -58,6 +62,8 @@ class _Maker:
     def value(self, node: Node, index: Index) -> int:
         """Number of the value of `node` at `index`."""
         base = base_of(node)
+        if (pad := padding_below(node)) is not None:
+            return self.padded(node, pad, index)
         if node is not base and base not in self.group.index and self.stored(base):
             storage = self.fused.storage[base]
             found = strided_view(node, storage.strides, storage.offset)
@@ -70,6 +76,18 @@ class _Maker:
         if key not in self.memo:
             self.memo[key] = self.define(node, index)
         return self.memo[key]
+
+    def padded(self, node: Node, pad: Node, index: Index) -> int:
+        """A load from a tensor with a border: positions outside give the fill."""
+        while node is not pad.args[0]:
+            index = backward(node.view, node.args[0].shape, node.shape, index, self.group.extents)
+            node = node.args[0]
+        storage = self.fused.storage[base_of(node)]
+        found = strided_view(node, storage.strides, storage.offset)
+        assert found is not None
+        bounds = tuple(zip(index, found[0], node.shape))
+        return self.load(_Raw(storage.buffer, node.dtype, linear(index, *found), (), bounds, found[1],
+                              pad.view[2]))  # fmt: skip
 
     def define(self, node: Node, index: Index) -> int:
         if node not in self.group.index and self.stored(node):
@@ -96,10 +114,18 @@ class _Maker:
             arg = self.cast(self.value(node.args[0], at), node.compute)
             over = tuple(a for a in self.group.extents if a in self.group.reduced)
             return self.emit(Value("reduce", node.dtype, (arg,), fn=node.fn, over=over))
+        if node.kind == "scan":
+            arg = self.cast(self.value(node.args[0], index), node.compute)
+            return self.emit(Value("scan", node.dtype, (arg,), fn=node.fn, axis=self.group.reduced[0]))
         if node.kind == "dot":
             left, right = self.group.operands[node]
             return self.emit(Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)),
                                    over=("k",)))  # fmt: skip
+        if node.kind == "conv":
+            left, right = self.group.operands[node]
+            return self.emit(
+                Value("dot", node.dtype, (self.value(node.args[0], left), self.value(node.args[1], right)))
+            )
         if node.kind == "attention":
             return self.attention(node)[0]
         if node.kind == "lse":
@@ -112,7 +138,7 @@ class _Maker:
         if key in self.memo:
             return self.memo[key], self.memo["lse", node]
         places = self.group.operands[node]
-        scale, causal = node.number
+        scale, causal, safe = node.number
         q, k, v = (self.value(x, at) for x, at in zip(node.args[:3], places))
         emit, f32 = self.emit, "float32"
         score = emit(Value("dot", f32, (q, k), over=("d",)))
@@ -130,10 +156,34 @@ class _Maker:
         p = emit(Value("call", f32, (emit(Value("call", f32, (score, top), fn="sub")),), fn="exp"))
         total = emit(Value("reduce", f32, (p,), fn="sum", over=("n",)))
         mixed = emit(Value("dot", f32, (p, v), over=("n",)))
+        if safe:
+            none = emit(Value("call", "bool", (total, emit(Value("const", f32, number=0.0))), fn="eq"))
+            total = emit(Value("call", f32, (none, emit(Value("const", f32, number=1.0)), total), fn="where"))
         self.memo[key] = emit(Value("call", node.dtype, (mixed, total), fn="div"))
         log = emit(Value("call", f32, (total,), fn="log"))
         self.memo["lse", node] = emit(Value("call", f32, (top, log), fn="add"))
         return self.memo[key], self.memo["lse", node]
+
+    def scatter(self, node: Node) -> list[tuple[int, _Raw, str | None]]:
+        """The writes of a scatter: its base, where that is not the same memory, and the updates."""
+        base, source = node.args
+        to_base, from_source = self.group.operands[node]
+        storage = self.fused.storage[node]
+        writes: list[tuple[int, _Raw, str | None]] = []
+        same = base.kind == "input" and self.fused.storage[base].buffer == storage.buffer
+        if not same:
+            at = linear(to_base, storage.strides, storage.offset)
+            number = self.cast(self.value(base, to_base), node.compute)
+            writes.append((number, _Raw(storage.buffer, node.dtype, at), None))
+        at, indirect = Ix((), storage.offset), []
+        for d, i in enumerate(node.index):
+            if isinstance(i, Node):
+                indirect.append((self.value(i, from_source), storage.strides[d], node.shape[d]))
+            else:
+                at = at.plus(from_source[i].scaled(storage.strides[d]))
+        number = self.cast(self.value(source, from_source), node.compute)
+        writes.append((number, _Raw(storage.buffer, node.dtype, at, tuple(indirect)), node.fn))
+        return writes
 
     def stored(self, node: Node) -> bool:
         return node in self.fused.writers or node.kind in ("input", "extern", "cat")
@@ -154,7 +204,7 @@ class _Maker:
         return self.emit(Value("call", dtype, (number,), fn="cast"))
 
     def load(self, raw: _Raw) -> int:
-        key = ("load", raw.buffer, raw.at, raw.indirect)
+        key = ("load", raw.buffer, raw.at, raw.indirect, raw.bounds, raw.fill)
         if key in self.shared:
             return self.shared[key]
         number = self.emit(Value("load", raw.dtype), key)
@@ -184,6 +234,11 @@ class _Maker:
         return self.load(_Raw(storage.buffer, source.dtype, at, tuple(indirect)))
 
 
+def _renumbered(raw: _Raw, number: dict[int, int]) -> _Raw:
+    """`raw` with the final numbers of the values that it is indexed by."""
+    return replace(raw, indirect=tuple((number[i], st, sz) for i, st, sz in raw.indirect))
+
+
 def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
     """Offset in elements of `index`."""
     at = Ix((), offset)
@@ -195,15 +250,17 @@ def linear(index: Index, strides: tuple[int, ...], offset: int) -> Ix:
 def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Kernel:
     """The tensor expression of a group; `needed` are its members that must be written."""
     maker = _Maker(group, fused)
-    stores: list[tuple[int, _Raw]] = []
+    stores: list[tuple[int, _Raw, str | None]] = []
     for node, index in group.index.items():
         if node not in needed:
             continue
+        if node.kind == "scatter":
+            stores += maker.scatter(node)
+            continue
         number = maker.value(node, index)
         storage = fused.storage[node]
-        stores.append(
-            (number, _Raw(storage.buffer, node.dtype, linear(index, storage.strides, storage.offset)))
-        )
+        at = linear(index, storage.strides, storage.offset)
+        stores.append((number, _Raw(storage.buffer, node.dtype, at), None))
     return _Finish(group, maker, stores, name).run()
 
 
@@ -211,14 +268,17 @@ def build(group: Group, fused: Fused, needed: frozenset[Node], name: str) -> Ker
 class _Finish:
     group: Group
     maker: _Maker
-    stores: list[tuple[int, _Raw]]
+    stores: list[tuple[int, _Raw, str | None]]
     name: str
 
     def run(self) -> Kernel:
         self.extents = dict(self.group.extents)
-        raws = [*self.maker.raw.values(), *(r for _, r in self.stores)]
+        raws = [*self.maker.raw.values(), *(r for _, r, _ in self.stores)]
         self.lines: list[Any] = [*raws]
         self.drop_unused_reductions()
+        self.walks = {a: a[0] if self.group.kind == "scatter" else "" for a in self.extents}
+        if self.group.kind == "scatter" and len(self.stores) == 1:  # in place: nothing walks the base
+            self.extents = {a: e for a, e in self.extents.items() if not a.startswith("t")}
         self.merge()
         names = self.rename()
         return self.finish(names)
@@ -232,7 +292,8 @@ class _Finish:
 
     def merge(self) -> None:
         """Joins two axes into one wherever every access walks them as one."""
-        items: list[Any] = [*self.lines, *self.maker.iotas.values()]
+        bounds = [ix for raw in self.maker.raw.values() for ix, _, _ in raw.bounds]
+        items: list[Any] = [*self.lines, *self.maker.iotas.values(), *bounds]
         tables = [self.strides(i) for i in items]
         reduced = set(self.group.reduced)
         changed = True
@@ -240,7 +301,12 @@ class _Finish:
             changed = False
             for a in list(self.extents):
                 for b in list(self.extents):
-                    if a == b or (a in reduced) != (b in reduced) or {a, b} & FIXED:
+                    if (
+                        a == b
+                        or (a in reduced) != (b in reduced)
+                        or {a, b} & FIXED
+                        or self.walks[a] != self.walks[b]
+                    ):
                         continue
                     if all(t.get(a, 0) == t.get(b, 0) * self.extents[b] for t in tables):
                         self.extents[b] *= self.extents.pop(a)
@@ -269,8 +335,15 @@ class _Finish:
     def finish(self, names: dict[str, str]) -> Kernel:
         buffers: dict[str, str] = {}
 
-        def access(raw: _Raw, table: dict[str, int]) -> Access:
+        def access(raw: _Raw, table: dict[str, int], inside: Sequence[dict[str, int]] = ()) -> Access:
             tensor = buffers.setdefault(raw.buffer, f"t{len(buffers)}")
+            if raw.bounds:
+                index = tuple(
+                    Affine(tuple((names[a], t[a]) for a in self.order if t.get(a, 0)), ix.offset)
+                    for t, (ix, _, _) in zip(inside, raw.bounds)
+                )
+                sizes, steps = tuple(n for _, _, n in raw.bounds), tuple(st for _, st, _ in raw.bounds)
+                return Access(tensor, raw.dtype, sizes, steps, index, raw.offset, bounded=True, fill=raw.fill)
             dims = [
                 (self.extents[a], table[a], Affine(((names[a], 1),))) for a in self.order if table.get(a, 0)
             ]
@@ -281,18 +354,20 @@ class _Finish:
         values: list[Value] = []
         tables = dict(zip(self.maker.raw, self.tables))
         after = len(self.maker.raw)
-        iota_tables = dict(zip(self.maker.iotas, self.tables[after + len(self.stores) :]))
+        after_stores = after + len(self.stores)
+        iota_tables = dict(zip(self.maker.iotas, self.tables[after_stores:]))
+        bound_tables = iter(self.tables[after_stores + len(self.maker.iotas) :])
+        inside = {n: [next(bound_tables) for _ in raw.bounds] for n, raw in self.maker.raw.items()}
         number: dict[int, int] = {}
         for n, v in enumerate(self.maker.values):
             args = tuple(number[a] for a in v.args)
             if n in self.maker.raw:
-                raw = self.maker.raw[n]
-                moved = _Raw(
-                    raw.buffer, raw.dtype, raw.at, tuple((number[i], st, sz) for i, st, sz in raw.indirect)
-                )
-                values.append(Value("load", v.dtype, access=access(moved, tables[n])))
+                moved = _renumbered(self.maker.raw[n], number)
+                values.append(Value("load", v.dtype, access=access(moved, tables[n], inside[n])))
             elif n in self.maker.iotas:
                 self.spell_iota(values, iota_tables[n], self.maker.iotas[n].offset, names)
+            elif v.kind == "scan":
+                values.append(Value("scan", v.dtype, args, fn=v.fn, axis=names[v.axis or ""]))
             elif v.kind in ("reduce", "dot"):
                 over = tuple(names[a] for a in self.order if a in (v.over if v.over and v.over[0] in names
                                                                    else self.group.reduced))  # fmt: skip
@@ -301,7 +376,8 @@ class _Finish:
                 values.append(Value(v.kind, v.dtype, args, number=v.number, fn=v.fn))
             number[n] = len(values) - 1
         writes = tuple(
-            Write(access(raw, self.tables[after + i]), number[n]) for i, (n, raw) in enumerate(self.stores)
+            Write(access(_renumbered(raw, number), self.tables[after + i]), number[n], combine)
+            for i, (n, raw, combine) in enumerate(self.stores)
         )
         reduced = set(self.group.reduced)
         axes = tuple(
@@ -310,7 +386,8 @@ class _Finish:
         source = tuple(dict.fromkeys(n.origin for n in self.group.index if n.origin))
         expr = TensorExpr(self.name, axes, tuple(values), writes, source)
         outs = tuple(dict.fromkeys(w.access.tensor for w in writes))
-        return Kernel(expr, tuple(buffers), outs, any(v.access and v.access.bounded for v in values))
+        checked = any(a.gathers for a in (*expr.loads, *(w.access for w in writes)))
+        return Kernel(expr, tuple(buffers), outs, checked)
 
     def spell_iota(
         self, values: list[Value], table: dict[str, int], offset: int, names: dict[str, str]

@@ -15,13 +15,19 @@ from .device import DeviceSpec
 from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction
+from .emit.convolution import emit_convolution, is_convolution
+from .emit.descriptors import emit_descriptors
 from .emit.loops import emit_loops
+from .emit.scan import emit_scan, is_scan, scan_tiling
+from .emit.scatter import emit_scatter, is_scatter, scatter_tiling
 from .errors import KernelError
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
+from .implicit import IMAGE, TILED, WEIGHT, as_product
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
 from .search import Construction, construct
 from .tile import RProgram
+from .variants import with_variants
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,13 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
         return Choice(entry.source, key, entry.chosen, entry.measured_s, restored is not None, search)
     construction = search()
     if construction is None:
-        return Choice(emit(plain, attention_tiling(plain, spec.is_cpu), pack, check), key, search=search)
+        return Choice(emit(plain, given_tiling(plain, spec.is_cpu), pack, check), key, search=search)
     if measure and len(construction.ranked) > 1:
-        sources = [emit(plain, tiling_of(p, spec.is_cpu), pack, check) for p in construction.ranked]
+        sources = [emit(plain, tiling_of(p, spec), pack, check) for p in construction.ranked]
         times = timings(plain, sources, executor)
         chosen = min(range(len(times)), key=times.__getitem__)
         return Choice(sources[chosen], key, chosen, tuple(times), search=search)
-    return Choice(emit(plain, tiling_of(construction.best, spec.is_cpu), pack, check), key, search=search)
+    return Choice(emit(plain, tiling_of(construction.best, spec), pack, check), key, search=search)
 
 
 def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: Path) -> None:
@@ -73,22 +79,48 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 
 @functools.lru_cache(maxsize=1024)
 def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
-    """The search's result, once per expression and device; None for attention, whose tiles are given."""
-    return None if is_attention(expr) else construct(expr, spec, top_k=topk)
+    """The search's result, once per expression and device; None for kernels whose tiles are given."""
+    if is_attention(expr) or is_scatter(expr) or is_scan(expr):
+        return None
+    if is_convolution(expr):
+        product = as_product(expr)
+        return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,), gathered=(IMAGE,))
+    return with_variants(construct(expr, spec, top_k=topk), expr, spec)
 
 
-def tiling_of(program: RProgram, cpu: bool = True) -> Tiling:
+def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
+    """Tiles of the kernels that are not searched."""
+    if is_scatter(expr):
+        return scatter_tiling(expr, cpu)
+    return scan_tiling(expr, cpu) if is_scan(expr) else attention_tiling(expr, cpu)
+
+
+def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
     """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
-    lone = () if cpu else (("m", 16), ("n", 16))
+    lone = () if spec.is_cpu else (("m", 16), ("n", 16))
     return Tiling(
-        (*program.block.items(), *program.step.items(), *lone), program.num_warps, program.num_stages
+        (*program.block.items(), *program.step.items(), *lone),
+        program.num_warps,
+        program.num_stages,
+        panel=program.panel,
+        group=program.row_group,
+        variant=program.variant,
+        units=program.grid if program.variant == "tma-persist" else 0,
     )
 
 
 def emit(expr: TensorExpr, tiling: Tiling, pack: bool = False, check: bool = False) -> TritonSource:
     """Triton text of an expression under a tiling."""
+    if is_scatter(expr):
+        return emit_scatter(expr, tiling, expr.name, check)
+    if is_scan(expr):
+        return emit_scan(expr, tiling, expr.name, check)
     if is_attention(expr):
         return emit_attention(expr, tiling, expr.name, check)
+    if is_convolution(expr):
+        return emit_convolution(expr, tiling, expr.name, pack, check)
+    if tiling.variant:
+        return emit_descriptors(expr, tiling, expr.name, tiling.variant, tiling.units, check)
     if is_contraction(expr):
         return emit_contraction(expr, tiling, expr.name, pack, check)
     return emit_loops(expr, tiling, expr.name, check)
@@ -108,16 +140,19 @@ def _timings(
     expr: TensorExpr, sources: Sequence[TritonSource], executor: Executor, repeat: int
 ) -> list[float]:
     kernels = compile_all(executor, sources)
-    tensors = {n: list(_arguments(expr, s)) for n, s in enumerate(sources)}
+    device = getattr(executor, "device", torch.device("cpu"))
+    tensors = {n: [t.to(device) for t in _arguments(expr, s)] for n, s in enumerate(sources)}
     best = [float("inf")] * len(kernels)
     for turn in range(repeat + 1):
         for n, kernel in enumerate(kernels):
             if isinstance(kernel, KernelError):
                 continue
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             started = time.perf_counter()
             executor.launch(kernel, tensors[n])
-            if tensors[n][0].is_cuda:
-                torch.cuda.synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn:  # the first turn warms up
                 best[n] = min(best[n], time.perf_counter() - started)
     return best

@@ -15,6 +15,8 @@ KEPT = (
     "linear", "mm", "bmm", "full_like", "full", "rsub", "where", "flip", "max", "min", "any", "all", "expand",
     "_scaled_dot_product_flash_attention_for_cpu", "zeros", "ones", "zeros_like", "ones_like", "new_zeros",
     "new_ones", "new_full", "sum", "fill", "transpose", "t", "squeeze",
+    "embedding_dense_backward", "index_add", "index_copy", "bernoulli", "native_dropout", "select_scatter",
+    "slice_scatter", "_embedding_bag",
     "scaled_dot_product_attention", "adaptive_avg_pool2d", "max_pool2d", "avg_pool2d",
 )  # fmt: skip
 

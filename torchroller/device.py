@@ -34,6 +34,7 @@ __all__ = [
     "H100",
     "H200",
     "KiB",
+    "MI250X",
     "MI300X",
     "MemLevel",
     "MiB",
@@ -157,7 +158,7 @@ V100 = _gpu(
     ),
     stages=(1, 2),
     source="NVIDIA V100 (SXM2) data sheet, Volta white paper; L2 as measured by Jia et al., "
-    "arXiv:1804.06826 (2.15 TB/s). Triton no longer compiles for sm_70: construction and ranking only.",
+    "arXiv:1804.06826 (2.15 TB/s). Triton supports NVIDIA GPUs from sm_80 on: construction and ranking only.",
 )
 
 A100 = _gpu(
@@ -256,7 +257,32 @@ MI300X = _gpu(
     source="AMD Instinct MI300X data sheet, CDNA 3 white paper; LLC is the 256 MB Infinity Cache",
 )
 
-SHIPPED: tuple[DeviceSpec, ...] = (V100, A100, H100, H200, B200, MI300X)
+MI250X = _gpu(
+    "MI250X",
+    "hip",
+    "gfx90a",
+    units=110,
+    clock_hz=1.7e9,
+    scratch_kib=64,
+    dram=_hbm(64, 1.6, transaction_bytes=64),
+    l2=_l2(8, 6.96, transaction_bytes=128),
+    peaks=_peaks(
+        ("float64", 23.9, 47.9, (16, 16, 4)),
+        ("float32", 23.9, 47.9, (16, 16, 4)),
+        ("float16", 47.9, 191.5, (16, 16, 16)),
+        ("bfloat16", 23.9, 191.5, (16, 16, 16)),
+        ("int8", 23.9, 191.5, (16, 16, 16)),
+    ),
+    warp_size=64,
+    unit_warps=32,
+    max_warps=8,
+    unit_registers=131072,
+    stages=(1, 2),
+    source="AMD Instinct MI250X data sheet, CDNA 2 white paper (L2: 4096 B a clock); one of its two dies, "
+    "which is what PyTorch shows as a device",
+)
+
+SHIPPED: tuple[DeviceSpec, ...] = (V100, A100, H100, H200, B200, MI250X, MI300X)
 
 # Architectures without a spec of their own: closest relative, shared memory of one program in KiB, warp size.
 # The limits are those of the CUDA programming guide (compute capabilities) and of AMD's ISA documents.
@@ -267,7 +293,6 @@ _RELATIVES: dict[str, tuple[DeviceSpec, int, int]] = {
     "89": (A100, 99, 32),
     "120": (A100, 99, 32),
     "121": (A100, 99, 32),
-    "gfx90a": (MI300X, 64, 64),
     "gfx950": (MI300X, 160, 64),
     "gfx1100": (MI300X, 64, 32),
     "gfx1101": (MI300X, 64, 32),
@@ -285,13 +310,18 @@ def cpu(cores: int | None = None) -> DeviceSpec:
 
 
 def by_name(name: str) -> DeviceSpec:
-    """`cpu` or a shipped name, in any case. Raises ValueError naming the known ones."""
+    """`cpu`, a shipped GPU, or a CPU by LLVM's name (`znver5`), in any case. Raises ValueError for others."""
     if name.lower() == "cpu":
         return cpu()
     for spec in SHIPPED:
         if spec.name.lower() == name.lower():
             return spec
-    raise ValueError(f"no device named {name!r}: known are cpu, {', '.join(d.name for d in SHIPPED)}")
+    from torchroller import cpus
+
+    if name.lower() in cpus.PARTS:
+        return cpus.named(name)
+    known = ["cpu", *(d.name for d in SHIPPED), *cpus.PARTS]
+    raise ValueError(f"no device named {name!r}: known are {', '.join(known)}")
 
 
 def for_target(backend: str, arch: object = None, units: int | None = None) -> DeviceSpec:

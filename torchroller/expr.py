@@ -3,7 +3,7 @@
     kernel  := TensorExpr(axes, values, writes)          one fused kernel, one iteration space
     axes    := (Axis ...)                                spatial first, then reduce
     values  := (Value ...)                               SSA; a scalar at one point of the iteration space
-    value   := load | const | index | call | reduce | dot
+    value   := load | const | index | call | reduce | scan | dot
     access  := tensor, affine index per tensor dimension, strides
 
     row-wise softmax over X[M, N]:
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 AxisKind = Literal["spatial", "reduce"]
-ValueKind = Literal["load", "const", "index", "call", "reduce", "dot"]
+ValueKind = Literal["load", "const", "index", "call", "reduce", "scan", "dot"]
 
 ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -92,6 +92,11 @@ class Access:
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
 
+    @property
+    def gathers(self) -> bool:
+        """Is some position itself data?"""
+        return any(a.indirect is not None for a in self.index)
+
     def extent(self, tile: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of the data tile that a tile of the iteration space touches, clipped to the tensor."""
         return tuple(min(d, a.extent(tile)) if a.indirect is None else min(d, math.prod(tile.values()))
@@ -112,6 +117,7 @@ class Value:
     load:   access                        const: number (float | int | bool)      index: axis
     call:   fn (a name of ops.pointwise) and args
     reduce: fn (sum, prod, max, min, argmax, argmin, any, all, welford…), args, over (names of reduce axes)
+    scan:   fn (add, mul, logaddexp) of args up to each point of `axis`
     dot:    args = (a, b), over = the contracted axis; accumulates in `dtype`
     """
 
@@ -128,13 +134,15 @@ class Value:
         args = " ".join(f"v{i}" for i in self.args)
         what = {"load": str(self.access), "const": str(self.number), "index": str(self.axis),
                 "call": f"{self.fn} {args}", "reduce": f"{self.fn} {args} over {','.join(self.over)}",
+                "scan": f"{self.fn} {args} along {self.axis}",
                 "dot": f"{args} over {','.join(self.over)}"}[self.kind]  # fmt: skip
         return f"{self.kind} {what} : {self.dtype}"
 
 
 @dataclass(frozen=True)
 class Write:
-    """`access = values[value]`; `atomic` names the combining operation of a scatter (add, max, min)."""
+    """`access = values[value]`; `atomic` names how a scatter combines (set, add, prod, max, min), in order of the axes
+    that the access does not name."""
 
     access: Access
     value: int
@@ -194,7 +202,7 @@ class TensorExpr:
                 total += 2 * math.prod(extent[a] for a in moves[v.args[0]] | moves[v.args[1]])
             elif v.kind == "reduce":
                 total += math.prod(extent[a] for a in frozenset().union(*(moves[i] for i in v.args)))
-            elif v.kind == "call":
+            elif v.kind in ("call", "scan"):
                 total += math.prod(extent[a] for a in own)
         return total
 

@@ -16,18 +16,18 @@ from torchroller.spec import DeviceSpec, rate_text, size_text
 from torchroller.tile import RProgram, RTile, ceil_div
 
 _MOST_LINES = 32  # of a tile grid: finer ones are drawn as hatching
-_LABELLED = 6  # points of the overview that carry their name
 
 
 @dataclass(frozen=True)
 class Point:
-    """A kernel in a roofline plot: FLOP per byte, FLOP/s, CSS class, label, weight of its area (0 to 1)."""
+    """A kernel in a roofline plot: FLOP per byte, FLOP/s, CSS class, label, weight of its area (0 to 1), its number."""
 
     intensity: float
     rate: float
     kind: str
     label: str
     weight: float = 0.2
+    number: int | None = None
 
 
 class _LogPlot:
@@ -97,7 +97,8 @@ class _LogPlot:
 
 def _svg(width: int, height: int, body: Sequence[str], title: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{round(1.15 * width)}px" role="img" '
+        f'aria-label="{escape(title, quote=True)}">'
         f"{''.join(body)}</svg>"
     )
 
@@ -124,23 +125,40 @@ def roofline(
         body.append(plot.roof(aggregate[lv.name], peak, level_kind(device, lv.name), lv.name))
     widest = max(aggregate.values())
     body.append(plot.ceiling(peak, peak / widest, f"peak {rate_text(peak)[:-1]}FLOP/s"))
-    taken: list[tuple[float, float]] = []
-    for rank, p in enumerate(sorted(points, key=lambda p: -p.weight)):
-        x, y, r = plot.px(p.intensity), plot.py(p.rate), 4 + 9 * math.sqrt(p.weight)
+    discs = []
+    for p in sorted(points, key=lambda p: -p.weight):
+        x, y, r = plot.px(p.intensity), plot.py(p.rate), 5 + 7 * math.sqrt(p.weight)
         tip = f"{p.label}: {p.intensity:.3g} FLOP/byte, {rate_text(p.rate)[:-1]}FLOP/s"
-        body.append(
-            f'<circle class="point {p.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"><title>{escape(tip)}</title></circle>'
-        )
-        clear = all(abs(x - tx) > 90 or abs(y - ty) > 13 for tx, ty in taken)
-        if labels and rank < _LABELLED and clear:
-            name = p.label if len(p.label) < 34 else p.label[:32] + "…"
-            right = x > size[0] * 0.6  # names there stand below their disc, to the left
-            at = (x, y + r + 12, "end") if right else (x + r + 3, y + 4, "start")
-            body.append(
-                f'<text class="name" x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{at[2]}">{escape(name)}</text>'
-            )
-            taken.append((x, y))
+        circle = f'<circle class="point {p.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"><title>{escape(tip)}</title></circle>'
+        if p.number is not None:
+            circle = f'<a href="#k{p.number - 1}">{circle}</a>'
+        body.append(circle)
+        discs.append((x, y, r, p))
+    if labels:
+        body += _numbers(discs, size)
     return _svg(*size, body, title)
+
+
+def _numbers(discs: Sequence[tuple[float, float, float, Point]], size: tuple[int, int]) -> list[str]:
+    """The discs' numbers: inside where a disc stands clear and is large enough, else below it with a line, side by side."""
+    out: list[str] = []
+    columns: list[float] = []  # x of the numbers that stand below
+    for x, y, r, p in sorted(discs, key=lambda d: d[0]):
+        clear = all(math.hypot(x - a, y - b) > r + c for a, b, c, q in discs if q is not p)
+        if clear and r > 7.5:
+            out.append(
+                f'<text class="number" x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle">{p.number}</text>'
+            )
+            continue
+        at = x
+        while any(abs(at - taken) < 15 for taken in columns):
+            at += 5
+        at = min(at, size[0] - 16)
+        columns.append(at)
+        below = y + r + 18
+        out.append(f'<line class="grid" x1="{x:.1f}" y1="{y + r:.1f}" x2="{at:.1f}" y2="{below - 10:.1f}"/>')
+        out.append(f'<text class="name" x="{at:.1f}" y="{below:.1f}" text-anchor="middle">{p.number}</text>')
+    return out
 
 
 def kernel_roofline(device: DeviceSpec, space: Space, estimate: Estimate) -> str:
@@ -197,7 +215,7 @@ def tile_panels(device: DeviceSpec, space: Space, program: RProgram) -> str:
             body.append(
                 f'<text class="tick" x="{ax:.0f}" y="{top + cell / 2:.0f}" text-anchor="middle">▸</text>'
             )
-        words = [f"{a} {e}" for a, e in zip(tile.axes, tile.extents) if e > 1 or len(tile.axes) < 3]
+        words = [f"{a}:{e}" for a, e in zip(tile.axes, tile.extents) if e > 1 or len(tile.axes) < 3]
         body.append(
             f'<text class="tick" x="{x}" y="{top + cell + 16}">{escape(" × ".join(words) or "1")}</text>'
         )

@@ -9,15 +9,16 @@ each reader computes them again rather than loading them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
-from .fuse_dots import Contractions
+from .fuse_dots import FEW_CHANNELS, Contractions
 from .fuse_reductions import Reductions
-from .graph import Node, base_of, contiguous_strides
-from .groups import Fused, Group, Storage, dense, same_layout
+from .fuse_scatter import Scatters
+from .graph import SETTLED, Node, base_of
+from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view, walked_strides
 from .joining import MAX_TENSORS, pointwise_operands
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
@@ -26,16 +27,20 @@ INLINE_COST = 8
 INLINE_LOADS = 3
 
 
-def fuse(lowered: Lowered, enabled: bool = True) -> Fused:
-    """Groups the values that the outputs and extern calls need into kernels."""
-    return _Fuser(lowered, enabled).run()
+def fuse(lowered: Lowered, enabled: bool = True, constant: Collection[str] = ()) -> Fused:
+    """Groups the values that the outputs and extern calls need into kernels.
+
+    `constant` names inputs that will be packed for the kernels that read them.
+    """
+    return _Fuser(lowered, enabled, constant).run()
 
 
-class _Fuser(Reductions, Contractions):
+class _Fuser(Reductions, Contractions, Scatters):
     # ---- driver ----
     def run(self) -> Fused:
         for name, node in self.inputs():
             self.storage[node] = Storage(name, node.strides, node.offset)
+        self.in_place = dict(self.lowered.in_place)
         for call in self.lowered.externs:
             for r in call.results:
                 if r is not None:
@@ -46,6 +51,7 @@ class _Fuser(Reductions, Contractions):
             self.process(item)
         for node in [base_of(o) for o in outputs if isinstance(o, Node)]:
             self.store(node)
+        self.mutate()
         return Fused(tuple(self.schedule()), self.storage, self.buffers, dict(self.home), tuple(outputs))
 
     def inputs(self) -> Iterator[tuple[str, Node]]:
@@ -106,7 +112,7 @@ class _Fuser(Reductions, Contractions):
         for call in self.lowered.externs:
             if _has_effects(call):
                 visit(call)
-        for o in outputs:
+        for o in (*outputs, *(value for _, value in self.lowered.mutations)):
             if isinstance(o, Node):
                 self.users[o] = self.users.get(o, 0) + 1
                 visit(o)
@@ -123,6 +129,8 @@ class _Fuser(Reductions, Contractions):
 
     # ---- one item ----
     def process(self, item: Any) -> None:
+        if isinstance(item, Node):
+            self.settle_padded(item)
         if isinstance(item, ExternCall):
             self.extern(item)
         elif item.kind in ("input", "view", "extern"):
@@ -142,12 +150,38 @@ class _Fuser(Reductions, Contractions):
             self.reduce(item)
         elif item.kind == "dot":
             self.dot(item)
+        elif item.kind == "conv":
+            self.conv(item)
+        elif item.kind == "scan":
+            self.scan(item)
+        elif item.kind == "scatter":
+            self.scatter(item)
         elif item.kind == "attention":
             self.attention(item)
         elif item.kind == "lse":
             group = self.home[item.args[0]]
             group.index[item] = group.index[item.args[0]][:-1]
             self.home[item] = group
+
+    def settle_padded(self, item: Node) -> None:
+        """What is read with a border around it is read from memory, by strides."""
+        self.layout(item)  # operands are known by now: the recursion stays shallow
+        if item.kind == "view":
+            return
+        for operand in self.operands(item):
+            pad = padding_below(operand) if isinstance(operand, Node) else None
+            if pad is None:
+                continue
+            base = base_of(pad)
+            self.store(base)
+            source, (strides, offset) = pad.args[0], self.guess(base)
+            walked = walked_strides(source, strides)
+            gaps = pad.view[3] and source.shape[-1] >= FEW_CHANNELS and walked is not None and walked[-1] != 1
+            if gaps or strided_view(source, strides, offset) is None:
+                # channels are brought together once, not by every tap
+                if source not in self.together:
+                    self.together[source] = self.stored_copy(source)
+                object.__setattr__(pad, "args", (self.together[source],))
 
     def extern(self, call: ExternCall) -> None:
         deps: set[Any] = set()
@@ -171,11 +205,17 @@ class _Fuser(Reductions, Contractions):
 
     def cat(self, node: Node) -> None:
         """Each part is written by its own producer into its slice of the joined buffer."""
-        strides = contiguous_strides(node.shape)
-        self.place(node, strides)
-        dim, at = node.dims[0], 0
-        deps: set[Any] = set()
+        where = self.in_place.get(node)
+        strides = self.layout(node) if where is None else where.strides
+        dim, at, deps = node.dims[0], 0, set[Any]()
+        if where is None:
+            self.place(node, strides)
+        else:
+            self.place(node, strides, self.storage[where].buffer)
         for part in node.args:
+            if where is not None and base_of(part) is where:  # it is there already
+                at += part.shape[dim]
+                continue
             copy = self.b.copy(part)
             self.forced.add(copy)
             self.place(copy, strides, self.storage[node].buffer, at * strides[dim])
@@ -186,6 +226,8 @@ class _Fuser(Reductions, Contractions):
         self.cat_deps[node] = deps
 
     def pointwise(self, node: Node) -> None:
+        if node.number == SETTLED:
+            self.forced.add(node)
         if node.kind == "gather":
             node = self.prepare_gather(node)
         if self.try_inline(node):
@@ -216,7 +258,7 @@ class _Fuser(Reductions, Contractions):
             if base in self.inline:
                 cost += self.inline[base][0]
                 tensors |= self.inline[base][1]
-            elif base.kind in ("input", "extern", "cat"):
+            elif base.kind in ("input", "extern", "cat") or self.settled(operand, base):
                 tensors.add(base)
             else:
                 return False
@@ -231,11 +273,15 @@ class _Fuser(Reductions, Contractions):
             return False
         return True
 
+    def settled(self, operand: Node, base: Node) -> bool:
+        """Is an operand read from memory anyway, as the readers of a window and small factors do?"""
+        return base.number == SETTLED or padding_below(operand) is not None
+
     def candidates(self, node: Node) -> list[Group]:
         if not self.enabled:
             return []
         found = {self.home[b]: None for o in pointwise_operands(node) if (b := base_of(o)) in self.home}
-        rank = {"dot": 0, "reduce": 1, "pointwise": 2}
+        rank = {"dot": 0, "reduce": 1, "scan": 1, "pointwise": 2}
         return sorted((g for g in found if g.kind in rank), key=lambda g: (rank[g.kind], -g.number))
 
     def schedule(self) -> list[Any]:
@@ -280,6 +326,8 @@ def _trivial(node: Node) -> bool:
 
 def _has_effects(call: ExternCall) -> bool:
     target = call.target
-    return isinstance(target, torch._ops.OpOverload) and (
-        target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    return (
+        getattr(target, "draws", False)
+        or isinstance(target, torch._ops.OpOverload)
+        and (target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags)
     )

@@ -33,6 +33,19 @@ class Reductions(Joining):
                 self.make_operands_plain(node)
         raise AssertionError(f"{node!r} cannot start a kernel")
 
+    def scan(self, node: Node) -> None:
+        """A kernel of its own; what follows element by element may join it."""
+        for attempt in (0, 1):
+            group, index = self.new_group("scan", node.shape)
+            group.reduced = (f"i{node.dims[0]}",)
+            if self.enter(group, node, index) and group.reduced == (f"i{node.dims[0]}",):
+                return
+            self.groups.pop()
+            self.home.pop(node, None)
+            if attempt == 0:
+                object.__setattr__(node, "args", (self.stored_copy(node.args[0]),))
+        raise AssertionError(f"{node!r} cannot start a kernel")
+
     def reduce_candidates(self, node: Node) -> list[Group]:
         base = base_of(node.args[0])
         found: dict[Group, None] = {}

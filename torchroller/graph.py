@@ -27,7 +27,10 @@ NodeKind = Literal[
     "view",
     "reduce",
     "dot",
+    "conv",
     "gather",
+    "scatter",
+    "scan",
     "cat",
     "attention",
     "lse",
@@ -55,10 +58,17 @@ class Node:
     view:      `args[0]` read through `view` (see views.py)
     reduce:    `fn` over dimensions `dims` of args[0]; those dimensions are dropped
     dot:       args = (a[*batch, m, k], b[*batch, k, n]) -> [*batch, m, n], accumulated in float32
+    conv:      args = (x[n, *in, g, c], w[*window, g, c, m]) -> [n, *out, g, m], accumulated in float32; number =
+               (stride, dilation) per spatial dimension; x is padded by a view
     gather:    args[0] indexed per dimension by `index`: an int names a dimension of this node, a Node holds
                the position (its shape is this node's)
+    scatter:   args = (base, source); element s of source is written at `index` of a copy of base: an int names a
+               dimension of source, a Node (of its shape) holds the position. fn (set, add, prod, max, min) says
+               how; updates that may meet are done in order
+    scan:      running `fn` (add, mul) of args[0] along dimension dims[0], in the order of memory
     cat:       args joined along dimension dims[0]
-    attention: args = (q[b, h, m, d], k[b, h, n, d], v[b, h, n, e], mask?) -> [b, h, m, e]; number = (scale, causal)
+    attention: args = (q[b, h, m, d], k[b, h, n, d], v[b, h, n, e], mask?) -> [b, h, m, e];
+               number = (scale, causal, safe): safe gives zeros to a query that sees no key, else it gets NaN
     lse:       log of the row sums of exponentials of the attention args[0], [b, h, m]
     extern:    result `number` of the ATen call `call`
     """
@@ -98,6 +108,7 @@ class Node:
         return f"%{self.serial} {self.kind} {what} {list(self.shape)} {self.dtype}"
 
 
+SETTLED = "settled"  # number of a copy that is stored rather than computed by each reader
 FEW_ROWS, LONG_ROW = 16, 1 << 16
 
 
@@ -197,6 +208,11 @@ class Builder:
         """The same values, stored on their own."""
         return self._add("pointwise", value.shape, value.dtype, args=(value,), fn="copy", compute=value.dtype)
 
+    def settled(self, value: Node) -> Node:
+        """The same values, computed once and stored: for small factors of large tensors."""
+        return self._add("pointwise", value.shape, value.dtype, args=(value,), fn="copy", compute=value.dtype,
+                         number=SETTLED)  # fmt: skip
+
     def reduce(self, fn: str, value: Node, dims: Sequence[int], dtype: str, keepdim: bool = False) -> Node:
         rank = len(value.shape)
         dims = tuple(sorted({d % rank for d in dims})) if rank else ()
@@ -225,18 +241,37 @@ class Builder:
 
     def dot(self, a: Node, b: Node, dtype: str) -> Node:
         shape = (*a.shape[:-1], b.shape[-1])
-        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute="float32")
+        return self._add("dot", shape, dtype, args=(a, b), fn="dot", compute=dtype)
+
+    def conv(self, x: Node, w: Node, stride: Sequence[int], dilation: Sequence[int]) -> Node:
+        window = w.shape[:-3]
+        out = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(x.shape[1:-2], window, stride, dilation)
+        ]
+        shape = (x.shape[0], *out, x.shape[-2], w.shape[-1])
+        return self._add("conv", shape, "float32", args=(x, w), fn="conv", compute="float32",
+                         number=(tuple(stride), tuple(dilation)))  # fmt: skip
 
     def attention(
-        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool
+        self, q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool, safe: bool = True
     ) -> tuple[Node, Node]:
         args = (q, k, v) if mask is None else (q, k, v, mask)
-        out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal),
+        out = self._add("attention", (*q.shape[:-1], v.shape[-1]), q.dtype, args=args, number=(scale, causal, safe),
                         fn="attention", compute="float32")  # fmt: skip
         return out, self._add("lse", q.shape[:-1], "float32", args=(out,), fn="lse", compute="float32")
 
     def gather(self, source: Node, index: Sequence[Any], shape: Sequence[int]) -> Node:
         return self._add("gather", shape, source.dtype, args=(source,), index=tuple(index), fn="gather")
+
+    def scatter(self, base: Node, source: Node, index: Sequence[Any], fn: str) -> Node:
+        return self._add("scatter", base.shape, base.dtype, args=(base, source), index=tuple(index), fn=fn,
+                         compute=compute_type(base.dtype))  # fmt: skip
+
+    def scan(self, fn: str, value: Node, dim: int, dtype: str) -> Node:
+        return self._add(
+            "scan", value.shape, dtype, args=(value,), fn=fn, dims=(dim,), compute=compute_type(dtype)
+        )
 
     def cat(self, parts: Sequence[Node], dim: int) -> Node:
         shape = list(parts[0].shape)
@@ -268,6 +303,21 @@ class Builder:
         shape[dim] = length
         return self._view(x, shape, ("slice", dim, start, step))
 
+    def pad(
+        self, x: Node, low: Sequence[int], high: Sequence[int], fill: float | int | bool, gather: bool = False
+    ) -> Node:
+        """`x` with `low` and `high` positions of `fill` around each dimension (cut off where negative).
+
+        Nothing is written; readers test their index. `gather`: many readers walk the last dimension, so that it
+        is brought together in memory first where it is not.
+        """
+        if any(v.view[0] == "pad" for v in views_of(x)):
+            if not any(low) and not any(high):
+                return x
+            x = self.copy(x)
+        shape = [a + s + z for a, s, z in zip(low, x.shape, high)]
+        return self._view(x, shape, ("pad", tuple(low), fill, gather))
+
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
         shape = tuple(int(s) for s in shape)
         if shape == x.shape:
@@ -293,6 +343,15 @@ def _wrap(number: int, dtype: str) -> int:
     number &= (1 << bits) - 1
     signed = not dtype.startswith("u")
     return number - (1 << bits) if signed and number >> (bits - 1) else number
+
+
+def views_of(node: Node) -> list[Node]:
+    """The chain of views over a value, outermost first."""
+    chain = []
+    while node.kind == "view":
+        chain.append(node)
+        node = node.args[0]
+    return chain
 
 
 def base_of(node: Node) -> Node:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,8 @@ def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tu
             strides = tuple(strides[d] for d in view.view[1])
         elif kind == "expand":
             strides = tuple(0 if s == 1 and t != 1 else st for s, t, st in zip(old, view.shape, strides))
+        elif kind == "pad":
+            return None
         elif kind == "slice":
             _, dim, start, step = view.view
             if step < 0:
@@ -100,6 +103,56 @@ def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tu
                 return None
             strides = found
     return tuple(strides), offset
+
+
+def padding_below(value: Node) -> Node | None:
+    """The pad view in a chain of views; there is at most one (`Builder.pad` sees to it)."""
+    while value.kind == "view":
+        if value.view[0] == "pad":
+            return value
+        value = value.args[0]
+    return None
+
+
+def channels_last(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides with dimension 1 innermost and the others in order."""
+    order = [0, *range(2, len(shape)), 1]
+    strides, step = [0] * len(shape), 1
+    for d in reversed(order):
+        strides[d] = step
+        step *= max(shape[d], 1)
+    return tuple(strides)
+
+
+def walked_strides(value: Node, base_strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides in which a chain of views walks a base stored with `base_strides`, borders and starts aside."""
+    chain = []
+    while value.kind == "view":
+        chain.append(value)
+        value = value.args[0]
+    strides: tuple[int, ...] | None = base_strides
+    for view in reversed(chain):
+        kind, old = view.view[0], view.args[0].shape
+        assert strides is not None
+        if kind == "permute":
+            strides = tuple(strides[d] for d in view.view[1])
+        elif kind == "expand":
+            strides = tuple(0 if s == 1 and t != 1 else st for s, t, st in zip(old, view.shape, strides))
+        elif kind == "slice":
+            strides = tuple(st * view.view[3] if d == view.view[1] else st for d, st in enumerate(strides))
+        elif kind == "reshape":
+            strides = reshaped_strides(old, strides, view.shape)
+            if strides is None:
+                return None
+    return strides
+
+
+def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Is dimension 1 innermost in memory, and the others in order?"""
+    if len(shape) < 3 or shape[1] == 1 or math.prod(shape[2:]) == 1 or strides[1] != 1:
+        return False
+    walked = [st for d, (s, st) in enumerate(zip(shape, strides)) if d != 1 and s > 1]
+    return walked == sorted(walked, reverse=True) and all(st >= shape[1] for st in walked)
 
 
 def same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """Reading the CPU under us into a `DeviceSpec`: caches and cores from sysfs, vectors from LLVM.
 
-Nothing is timed here (`calibrate.measure` does, for `python -m torchroller devices --measure`): a spec is
+Nothing is timed here (`calibrate.measure` does, for `python -m torchroller devices --calibrate`): a spec is
 the same in every process of a machine, so the same graph gives the same kernels. What the operating system
 does not say (bandwidths, the clock under load) is derived from stated rules of thumb, or taken from the
 saved measurement.
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torchroller.spec import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
+from torchroller.triton_cpu.blocking import micro_kernels
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
@@ -23,12 +24,24 @@ _DEFAULT_HZ = 3.0e9
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate.measure` found, per core and for the whole machine."""
+    """What `calibrate.measure` found. Copies count what they read and what they write; 0 means not measured.
+
+    dram_bytes_per_s, core_bytes_per_s: copying in DRAM, by all cores and by one
+    bf16_, int8_flops_per_core: of instructions for these types, 0 where the CPU has none
+    levels: (name, bytes per second that one core reads, that it copies)
+    launch_s, fork_s: one kernel on the calling thread, and what waking the other threads adds
+    """
 
     fma_flops_per_core: float
     dram_bytes_per_s: float
     core_bytes_per_s: float
     cores: int
+    bf16_flops_per_core: float = 0.0
+    int8_flops_per_core: float = 0.0
+    dram_read_bytes_per_s: float = 0.0
+    levels: tuple[tuple[str, float, float], ...] = ()
+    launch_s: float = 0.0
+    fork_s: float = 0.0
 
 
 def read_cpu(
@@ -52,10 +65,13 @@ def read_cpu(
         per_core = calibration.fma_flops_per_core
     peak = per_core * units
     cycle_s = 2.0 * fmas * (vector_bytes // 4) / per_core  # of the clock under load that the peak implies
-    bf16 = peak * 2 if "avx512bf16" in features else None
-    int8 = peak * 4 if "avx512vnni" in features or "avxvnni" in features else None
-    # 16 accumulators and their operands fit 32 registers, 8 fit 16; rows x vectors as tl.dot picks them.
-    micro = ((8, 2), (4, 4), (2, 8)) if wide or vector_bytes == 16 else ((4, 2), (2, 4))
+    # Intel's dpbf16ps issues every other cycle: there tl.dot widens bf16 to fp32 (lowering/dot.py).
+    bf16 = peak * 2 if "avx512bf16" in features and name.startswith("znver") else None
+    int8 = peak * 4 if wide and "avx512vnni" in features else peak if "avx2" in features else None
+    if calibration is not None and calibration.bf16_flops_per_core and bf16:
+        bf16 = calibration.bf16_flops_per_core * units
+    if calibration is not None and calibration.int8_flops_per_core:
+        int8 = calibration.int8_flops_per_core * units
     source = "sysfs, /proc/cpuinfo and LLVM host features; " + (
         "bandwidth and peak measured" if calibration else "bandwidth and clock by rule of thumb"
     )
@@ -83,9 +99,9 @@ def read_cpu(
         accumulator_bytes=0,
         stages=(1,),
         vector_bytes=vector_bytes,
-        micro_kernels=micro,
-        launch_s=3e-7,
-        fork_s=7e-7 if units > 1 else 0.0,
+        micro_kernels=micro_kernels(8 * vector_bytes),
+        launch_s=(calibration.launch_s if calibration else 0.0) or 3e-7,
+        fork_s=((calibration.fork_s if calibration else 0.0) or 7e-7) if units > 1 else 0.0,
         program_s=2e-8,
         step_s=2e-8,
         exposed=0.3,
@@ -99,10 +115,12 @@ def _levels(
 ) -> tuple[MemLevel, ...]:
     one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
+    measured = {level: read for level, read, _ in calibration.levels} if calibration else {}
     levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=64)]
     for level, size, sharers in sorted(_caches(root), reverse=True):
         # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
         one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
+        one = measured.get(f"L{level}", one)
         latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
         if level >= 3:
             levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 32))
@@ -225,8 +243,10 @@ def load_calibration(path: Path | None = None) -> Calibration | None:
     """The saved measurement of this machine, or None; a damaged file counts as absent."""
     try:
         data = json.loads((path or calibration_path()).read_text())
-        return Calibration(**{k: float(v) for k, v in data.items() if k != "cores"}, cores=int(data["cores"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        levels = tuple((str(n), float(read), float(copy)) for n, read, copy in data.pop("levels", ()))
+        cores = int(data.pop("cores"))
+        return Calibration(**{k: float(v) for k, v in data.items()}, cores=cores, levels=levels)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -8,10 +8,20 @@ strides or an affine index. An axis that a reshape cuts is split in the whole gr
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from .graph import Builder, Node, base_of, contiguous_strides
-from .groups import Group, Storage, dense, strided_view
+from .groups import (
+    Group,
+    Storage,
+    channels_last,
+    dense,
+    is_channels_last,
+    padding_below,
+    strided_view,
+    walked_strides,
+)  # fmt: skip
 from .lower import ExternCall, Lowered
 from .views import ZERO, Index, Ix, NeedSplit, NotAffine, axis, backward, forward, substitute
 
@@ -24,8 +34,8 @@ LONG_ROW = 1 << 16
 class Joining:
     """The state of a fusion, and the rules of membership. `fuse.py` drives it."""
 
-    def __init__(self, lowered: Lowered, enabled: bool) -> None:
-        self.lowered, self.enabled = lowered, enabled
+    def __init__(self, lowered: Lowered, enabled: bool, constant: Collection[str] = ()) -> None:
+        self.lowered, self.enabled, self.constant = lowered, enabled, frozenset(constant)
         self.b: Builder = lowered.builder
         self.groups: list[Group] = []
         self.home: dict[Node, Group] = {}
@@ -40,7 +50,12 @@ class Joining:
         self.readers: dict[Node, list[Group]] = {}
         self.parts: dict[Node, list[Node]] = {}
         self.cat_deps: dict[Node, set[Any]] = {}
+        self.layouts: dict[Node, tuple[int, ...]] = {}
+        self.together: dict[Node, Node] = {}  # copies whose last dimension is one run of memory
         self.after: Any = None
+        self.in_place: dict[
+            Node, Node
+        ] = {}  # values that are written over the graph input that they come from
 
     def pointwise(self, node: Node) -> None:
         """Finds a home for a pointwise value."""
@@ -51,7 +66,29 @@ class Joining:
             return self.storage[base].strides, self.storage[base].offset
         if base.kind == "extern" or base.strides:
             return base.strides, 0
-        return contiguous_strides(base.shape), 0
+        return self.layout(base), 0
+
+    def layout(self, node: Node) -> tuple[int, ...]:
+        """Strides that a value gets when it is stored: channels last where an operand of its shape has them.
+
+        Vectors then run along the channels from one convolution to the next, and nothing is transposed between.
+        """
+        if node not in self.layouts:
+            found = contiguous_strides(node.shape)
+            if node.kind in ("pointwise", "cat", "gather") and len(node.shape) >= 3:
+                for arg in node.args:
+                    if (
+                        len(arg.shape) != len(node.shape)
+                        or arg.shape[1] != node.shape[1]
+                        and node.kind != "cat"
+                    ):
+                        continue
+                    strides = walked_strides(arg, self.guess(base_of(arg))[0])
+                    if strides is not None and is_channels_last(arg.shape, strides):
+                        found = channels_last(node.shape)
+                        break
+            self.layouts[node] = found
+        return self.layouts[node]
 
     def place(self, node: Node, strides: tuple[int, ...], buffer: str | None = None, offset: int = 0) -> None:
         if buffer is None:
@@ -233,6 +270,14 @@ class Joining:
     def readable(self, group: Group, value: Node, index: Index, reads: set[Node]) -> None:
         """Raises NotAffine unless `value` can be had at `index` inside `group`; collects stored tensors read."""
         base = base_of(value)
+        if (pad := padding_below(value)) is not None:
+            if base in group.index:
+                raise NotAffine("a padded value of the same kernel")
+            while value is not pad:
+                index = backward(value.view, value.args[0].shape, value.shape, index, group.extents)
+                value = value.args[0]
+            reads.add(base)
+            return
         stored = base not in group.index and (base not in self.inline or base in self.home)
         if stored and (value is base or strided_view(value, *self.guess(base)) is not None):
             reads.add(base)
@@ -293,7 +338,7 @@ class Joining:
         if node in self.home:
             self.needed.add(node)
             if node not in self.storage:
-                self.place(node, node.strides or contiguous_strides(node.shape))
+                self.place(node, node.strides or self.layout(node))
 
     def view_strides(
         self, value: Node, at: tuple[tuple[int, ...], int]

@@ -1,8 +1,9 @@
 """Triton source -> something that runs: compiled for a target, or under Triton's interpreter.
 
 Kernel text is written to the cache directory (Triton reads the source of what it compiles), imported from there
-and compiled by stock Triton for the named target; Triton keeps the machine code in its own disk cache. Equal
-text is compiled once per process. A cache directory that cannot be written is replaced by a temporary one.
+and compiled by stock Triton for the named target. On a GPU Triton keeps the machine code in its own disk cache; on
+a CPU it goes with the chosen rProgram into ours (store.py). Equal text is compiled once per process. A cache
+directory that cannot be written is replaced by a temporary one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
+from .interpreted import NUMPY_LIBRARY, interpreted
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,19 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+_LEAST_CUDA_ARCH = 80
+
+
+def _allow_scratch(device: torch.device) -> None:
+    """Lets kernels that build tensor descriptors allocate them; Triton keeps the allocator per thread and context."""
+    import triton
+
+    def allocate_scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)  # PyTorch aligns to 512 bytes
+
+    triton.set_allocator(allocate_scratch)
+
+
 class NativeExecutor:
     """Stock Triton for the device's target; on a CPU the machine code is called without the stock launcher."""
 
@@ -147,6 +162,14 @@ class NativeExecutor:
     def __init__(self, device: torch.device, directory: Path) -> None:
         self.device, self.directory = device, directory
         self.target, self.driver = _target(device)
+        if self.target.backend == "cuda" and int(self.target.arch) < _LEAST_CUDA_ARCH:
+            import triton
+
+            raise KernelError(
+                f"Triton {triton.__version__} supports NVIDIA GPUs from compute capability 8.0 on, {device} has "
+                f"{int(self.target.arch) / 10:.1f}: it would compile tl.dot without matrix instructions "
+                "and spill registers. Run on a newer GPU, or eagerly on this one."
+            )
         self.native = device.type == "cpu"
 
     @functools.cached_property
@@ -170,15 +193,40 @@ class NativeExecutor:
             signature = dict(zip(names, source.signature))
             attrs = {(i,): [["tt.divisibility", 16]] for i in range(len(names))}
             ast = ASTSource(fn=fn, signature=signature, constexprs={}, attrs=attrs)
+            if self.native and not _inspected():
+                return CompiledKernel(source, str(self.target), self.machine_code(ast))
             options: dict[str, Any] = {"num_warps": source.num_warps, "num_stages": source.num_stages}
             if self.native:
                 options = {"emit_asm": False}
             built = triton_compile(ast, target=self.target, options=options)
         except Exception as error:
+            told = " because ".join(f"{type(e).__name__}: {e}" for e in _causes(error))
             raise KernelError(
-                f"Triton could not compile kernel {source.name} for {self.target}: {type(error).__name__}: {error}"
+                f"Triton could not compile kernel {source.name} for {self.target}: {told}"
             ) from error
         return CompiledKernel(source, str(self.target), built)
+
+    def machine_code(self, ast: Any) -> Loaded:
+        """The stages of triton.compile for our own backend, without its disk cache: that is keyed by a digest of
+        Triton's whole library, half a second for each process, and these kernels have a cache of their own."""
+        from triton._C.libtriton import ir
+        from triton.backends import backends
+        from triton.backends.compiler import Language
+
+        backend = backends["cpu"].compiler(self.target)
+        options = backend.parse_options({"emit_asm": False})
+        context = ir.context()
+        ir.load_dialects(context)
+        functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+        stage: Any = ast.make_ir(self.target, options, functions, modules, context)
+        stages: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
+        backend.add_stages(stages, options, Language.TRITON)
+        for step in stages.values():
+            stage = step(stage, metadata)
+        kept = {"name": metadata["name"], "scratch_bytes": int(metadata["scratch_bytes"])}
+        library, function, *_ = self.driver.utils.load_binary(kept["name"], stage, 0, 0)
+        return Loaded(library, function, stage, kept)
 
     def entry(self, kernel: CompiledKernel) -> int:
         """Address of the machine code of a CPU kernel."""
@@ -226,7 +274,20 @@ class NativeExecutor:
             blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
             self.driver.utils.run_many(1, entries, blocks)
             return
-        kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+        with torch.cuda.device(self.device):  # Triton launches on the current device and its current stream
+            if getattr(kernel.handle.metadata, "global_scratch_size", 0):
+                _allow_scratch(self.device)
+            kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
+
+
+def _inspected() -> bool:
+    """Has the user asked Triton to dump, replace or report the stages of its compilations?"""
+    from triton import knobs
+
+    compilation = knobs.compilation
+    return bool(
+        compilation.dump_ir or compilation.override or compilation.listener or compilation.always_compile
+    )
 
 
 class InterpretExecutor:
@@ -267,10 +328,12 @@ class _interpreted_library:
         import triton
         import triton.experimental.gluon  # noqa: F401  (imported at the first launch; must see compiled functions)
         import triton.language as tl
+        from triton.language.extra import libdevice
         from triton.runtime.interpreter import InterpretedFunction
 
         # The interpreter replaces members of these while device functions run, and does not put all of them back.
-        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype)
+        patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype,
+                   libdevice)  # fmt: skip
         self.saved = [(owner, dict(vars(owner))) for owner in patched]
         for module in (tl, tl.standard, tl.core):
             for name, value in list(vars(module).items()):
@@ -278,6 +341,8 @@ class _interpreted_library:
                     if value not in self._functions:
                         self._functions[value] = InterpretedFunction(value.fn)
                     setattr(module, name, self._functions[value])
+        for name, function in NUMPY_LIBRARY.items():
+            setattr(libdevice, name, interpreted(function))
 
     def __exit__(self, *exc: Any) -> None:
         for owner, members in self.saved:
@@ -360,6 +425,14 @@ def compile_all(executor: Executor, sources: Sequence[TritonSource]) -> list[Com
     failed = {k: r for k, r in zip(missing, results) if isinstance(r, KernelError)}
     _compiled.update({k: r for k, r in zip(missing, results) if isinstance(r, CompiledKernel)})
     return [failed.get(k) or _compiled[k] for k in keys]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: Triton's outer message names only the line of a call."""
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = at.__cause__
 
 
 def _interrupted(error: BaseException | None) -> bool:

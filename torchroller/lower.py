@@ -4,24 +4,50 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import NotLowered, RollerError, StrictError
-from .graph import DTYPE_NAMES, Builder, Node
-from .ops import attention, contraction, elementwise, indexing, reduction, views  # noqa: F401  (they register their rules)
+from .graph import DTYPE_NAMES, FLOATS, Builder, Node
+from .ops import (  # noqa: F401  (they register their rules)
+    attention,
+    contraction,
+    conv,
+    elementwise,
+    foreach,
+    indexing,
+    pool,
+    random,
+    recurrent,
+    reduction,
+    scan,
+    scatter,
+    views,
+)
 from .ops.registry import RULES, Context
+from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
 
 VIEW_PACKETS = frozenset(
     f"aten.{name}" for name in (
         "view", "reshape", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "permute", "t", "transpose",
-        "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten",
+        "expand", "slice", "select", "split", "split_with_sizes", "unbind", "alias", "detach", "flatten", "diagonal",
     )
 )  # fmt: skip
+
+
+# Operators that stay ATen calls, and why.
+NEVER = {
+    **dict.fromkeys(("aten.topk", "aten.sort", "aten.kthvalue", "aten.median", "aten.mode"),
+                    "ATen's selection is faster than a sorting network of Triton"),
+    **dict.fromkeys(("aten.nonzero", "aten.unique", "aten._unique2", "aten.masked_select", "aten.unique_consecutive"),
+                    "the size of the result depends on values"),
+    "aten.masked_scatter": "which value goes where depends on values",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +74,11 @@ class ExternCall:
         )
         return tuple(found)
 
+    def __str__(self) -> str:
+        args = ", ".join(f"%{n.serial}" for n in self.operands)
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.target} ({self.name}){f' of {args}' if args else ''}: {self.reason}{place}"
+
 
 @dataclass(frozen=True, eq=False)
 class Output:
@@ -71,6 +102,11 @@ class Lowered:
     lowered_nodes: int
     total_nodes: int
     device: torch.device
+    mutations: tuple[tuple[Node, Node], ...] = ()  # graph inputs and what is written over each, at the end
+    in_place: dict[Node, Node] = field(
+        default_factory=dict
+    )  # values that may share memory with the input they update
+    values: dict[str, Any] = field(default_factory=dict)  # FX node name -> what it became
 
     def __str__(self) -> str:
         lines = [
@@ -105,6 +141,10 @@ class _Reader:
         self.inputs: list[Node | None] = []
         self.done = self.total = 0
         self.device = _device_of(gm)
+        self.mutations: list[tuple[Node, Node]] = []
+        self.in_place: dict[Node, Node] = {}
+        self.updates = _updates(gm)
+        self.weighted = weighted_sums(gm) if options.fuse else {}
 
     def run(self) -> Lowered:
         outputs: tuple[Output, ...] = ()
@@ -121,7 +161,8 @@ class _Reader:
             else:
                 raise NotLowered(f"an FX node of kind {node.op}")
         return Lowered(self.b, tuple(self.inputs), self.constants, tuple(self.externs), outputs, self.done,
-                       self.total, self.device)  # fmt: skip
+                       self.total, self.device, tuple(self.mutations), self.in_place,
+                       {n.name: v for n, v in self.env.items()})  # fmt: skip
 
     def placeholder(self, node: fx.Node) -> Any:
         meta = node.meta.get("val")
@@ -154,6 +195,11 @@ class _Reader:
         args = fx.node.map_arg(node.args, lambda n: self.env[n])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self.env[n])
         meta = node.meta.get("val")
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":  # type: ignore[union-attr]
+            return self.mutation(node, args)
+        if random.is_replay(node.target):
+            self.total += 1
+            return self.replay(node, meta, args, kwargs)
         if not isinstance(node.target, torch._ops.OpOverload):
             target: Any = node.target
             return target(*args, **kwargs)  # arithmetic on sizes
@@ -161,6 +207,9 @@ class _Reader:
         try:
             value = self.by_rule(node, meta, args, kwargs)
             self.done += 1
+            target = self.env[self.updates[node]] if node in self.updates else None
+            if target is not None and value.kind in ("scatter", "cat"):
+                self.in_place[value] = target
             return value
         except NotLowered as error:
             reason = error.reason
@@ -173,6 +222,31 @@ class _Reader:
             )
         return self.extern(node, meta, args, kwargs, reason)
 
+    def attention(self, node: fx.Node, values: Node) -> Node | None:
+        """The second product of an attention that the model writes out, with all that leads to it."""
+        softmax = self.weighted[node]
+        if softmax.name in self.denied:
+            return None
+        scores, meta = self.env[softmax.args[0]], node.meta["val"]  # type: ignore[index]
+        if not isinstance(scores, Node) or scores.dtype not in FLOATS:
+            return None
+        safe = "_safe_softmax" in str(softmax.target)
+        return attention_of(self.b, scores, values, _dtype(meta), tuple(int(s) for s in meta.shape), safe)
+
+    def mutation(self, node: fx.Node, args: Any) -> Node:
+        """A graph input gets a new value at the end of the graph (AOTAutograd moves all its writes there)."""
+        target, value = args[0], args[1]
+        if not isinstance(target, Node) or target.dtype not in DTYPE_NAMES.values():
+            raise RollerError(f"{node.name} writes into an input that kernels cannot write to")
+        if value is target:
+            return value
+        if not isinstance(value, Node):
+            value = self.b.const(value, target.dtype)
+        value = self.b.expand(self.b.cast(value, target.dtype), target.shape)
+        if target.numel:
+            self.mutations.append((target, value))
+        return value
+
     def by_rule(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
         if node.name in self.denied:
@@ -180,12 +254,19 @@ class _Reader:
         packet = str(target._schema.name).replace("::", ".")
         lowering = RULES.get(packet)
         if lowering is None:
-            raise NotLowered(f"no rule for {packet}")
+            if torch.Tag.nondeterministic_seeded in target.tags:
+                raise NotLowered(random.REASON)
+            raise NotLowered(NEVER.get(packet, f"no rule for {packet}"))
         if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         self.admissible(meta, args, kwargs)
+        if node in self.weighted:
+            fused = self.attention(node, args[1])
+            if fused is not None:
+                return fused
         used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
-        value = lowering(Context(self.b, meta, used), *args, **kwargs)
+        operands = tuple(n.meta.get("val") for n in node.all_input_nodes)
+        value = lowering(Context(self.b, meta, used, self.called(node), operands), *args, **kwargs)
         return self.conforming(packet, value, meta)
 
     def admissible(self, meta: Any, args: Any, kwargs: Any) -> None:
@@ -219,6 +300,20 @@ class _Reader:
                 )
         return value
 
+    def replay(self, node: fx.Node, meta: Any, args: Any, kwargs: Any) -> Any:
+        """A random operator whose numbers activation checkpointing draws twice: run by torch in both passes."""
+        if meta is None and self.device.type == "cpu":  # the partitioner leaves it out
+            op, operands = node.args[0], fx.node.map_arg(node.args[1:], lambda n: n.meta["val"])
+            state = torch.empty(torch.default_generator.get_state().shape, dtype=torch.uint8, device="meta")
+            meta = (state, op(*operands, **fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])))  # type: ignore[operator]
+        leaves, spec = tree_flatten(meta)
+        if not all(isinstance(m, torch.Tensor) for m in leaves):
+            raise RollerError(f"{node.name} gives {meta!r}, not tensors alone")
+        results = self.extern(node, tuple(leaves), args, kwargs, random.REASON)
+        last = self.externs.pop()
+        self.externs.append(replace(last, target=random.Flat(last.target)))
+        return tree_unflatten(list(results), spec)
+
     def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
         metas = meta if isinstance(meta, (tuple, list)) else (meta,)
         for m in metas:
@@ -243,6 +338,17 @@ class _Reader:
             return results
         return results[0] if results[0] is not None else None
 
+    def called(self, node: fx.Node) -> Any:
+        """Lets a rule have a part of its operator done by a call without operands."""
+
+        def call(target: Any, meta: torch.Tensor, reason: str) -> Node:
+            strides = [int(s) for s in meta.stride()]
+            result = self.b.extern(None, 0, [int(s) for s in meta.shape], _dtype(meta), strides)
+            self.externs.append(ExternCall(target, (), {}, (result,), False, reason, node.name, _where(node)))
+            return result
+
+        return call
+
     def outputs(self, node: fx.Node) -> tuple[Output, ...]:
         found: list[Output] = []
         roots: dict[Node, fx.Node] = {}
@@ -262,6 +368,56 @@ class _Reader:
             strides = tuple(int(s) for s in meta.stride()) if meta.layout == torch.strided else ()
             found.append(Output(value, strides, fresh))
         return tuple(found)
+
+
+_UPDATES = ("index_put", "index_copy", "index_add", "index_fill", "scatter", "scatter_add", "slice_scatter",
+            "select_scatter", "_unsafe_index_put")  # fmt: skip
+
+
+def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Updates of a few places of a graph input that nothing else reads, and which end up in that input."""
+    found: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if node.target is not torch.ops.aten.copy_.default:
+            continue
+        target, value = node.args[0], node.args[1]
+        if target.op != "placeholder" or not isinstance(value, fx.Node) or value.op != "call_function":
+            continue
+        if getattr(value.target, "overloadpacket", None) not in [
+            getattr(torch.ops.aten, n) for n in _UPDATES
+        ]:
+            continue
+        reads = [a for a in value.all_input_nodes if a is target]
+        meta = target.meta["val"]
+        readers = {u for u in target.users if not _unread(u)}
+        if (value.args[0] is target and len(reads) == 1 and readers == {value, node} and not _returned(value)
+                and sum(a is target for a in _flat((value.args, value.kwargs))) == 1
+                and meta.dtype == value.meta["val"].dtype and meta.is_contiguous()):  # fmt: skip
+            found[value] = target
+    return found
+
+
+def _returned(node: fx.Node) -> bool:
+    """Does the caller get this value or a view of it? Then it needs memory of its own."""
+    return any(
+        u.op == "output" or u.target is operator.getitem and _returned(u)
+        or str(getattr(u.target, "_schema", u).name).replace("::", ".") in VIEW_PACKETS and _returned(u)
+        for u in node.users
+    )  # fmt: skip
+
+
+def _unread(node: fx.Node) -> bool:
+    """A view that only says where aten.copy writes: its values are not read."""
+    packet = str(getattr(node.target, "_schema", node).name).replace("::", ".")  # type: ignore[union-attr]
+    return packet in VIEW_PACKETS and all(
+        u.target is torch.ops.aten.copy.default and u.args[0] is node or _unread(u) for u in node.users
+    )
+
+
+def _flat(value: Any) -> list[Any]:
+    found: list[Any] = []
+    fx.node.map_arg(value, found.append)
+    return found
 
 
 def _root(node: fx.Node) -> fx.Node:

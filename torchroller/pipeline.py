@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import debug
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
-from .emit.common import indirect
-from .emit.contraction import is_contraction, packable
+from .emit.common import fallible
+from .emit.contraction import is_contraction
+from .emit.convolution import packable
 from .errors import GroupError, KernelError
 from .fuse import fuse
 from .graph import Node, base_of
@@ -36,9 +39,14 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     """Compiles one ATen graph with static shapes. `static` are inputs whose values rarely change (weights)."""
     denied: dict[str, str] = {}
     while True:
-        lowered = lower(gm, options, denied)
         try:
-            return assemble(lowered, fuse(lowered, options.fuse), options, static)
+            with debug.graph(gm), _deep_calls():
+                lowered = lower(gm, options, denied)
+                debug.stage("lowered", functools.partial(str, lowered))
+                constant = _constants(lowered, options, static)
+                fused = fuse(lowered, options.fuse, constant)
+                debug.stage("fused", functools.partial(str, fused))
+                return assemble(lowered, fused, options, constant)
         except GroupError as error:
             fresh = error.origins - denied.keys()
             if options.strict or not fresh:
@@ -47,9 +55,16 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
             denied.update(dict.fromkeys(fresh, error.reason))
 
 
-def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset[int]) -> ExecutionPlan:
+def _constants(lowered: Lowered, options: Options, static: frozenset[int]) -> frozenset[str]:
+    """Inputs that are packed for the kernels that read them; not those that the graph itself writes to."""
+    if not options.pack_weights:
+        return frozenset()
+    held = {f"arg{i}" for i in static} | set(lowered.constants)
+    return frozenset(held - {target.name for target, _ in lowered.mutations})
+
+
+def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozenset[str]) -> ExecutionPlan:
     executor = executor_for(options.executor, lowered.device, cache_dir(options.cache_dir))
-    constant = {f"arg{i}" for i in static} | set(lowered.constants) if options.pack_weights else set()
     needed = frozenset(n for n in fused.writers if n in fused.storage)
     kernels: dict[Group, Kernel] = {}
     for step in fused.steps:
@@ -58,6 +73,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 kernels[step] = build(
                     step, fused, frozenset(n for n in step.index if n in needed), kernel_name(step)
                 )
+    debug.stage("expressions", lambda: debug.expressions_text(kernels.values()))
     directory = cache_dir(options.cache_dir)
     spec = device_spec(lowered.device)
     checked = options.check_indices and lowered.device.type == "cpu"  # reading a flag would stall a GPU
@@ -70,7 +86,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
             with _blame(group):
                 choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
                                       measure=options.measure,
-                                      check=checked and indirect(kernel.expr))  # fmt: skip
+                                      check=checked and fallible(kernel.expr))  # fmt: skip
         picks[group] = choices[key]
     owners = {c: group for group, c in picks.items()}
     built: dict[Choice, CompiledKernel] = {}
@@ -96,8 +112,11 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                 layout.n_strides,
                 layout.k,
                 layout.k_stride,
+                layout.k_shape,
+                layout.k_strides,
                 layout.offset,
                 layout.block,
+                layout.group,
             )
             if layout_key not in packed:
                 name = f"packed{len(packed)}"
@@ -112,10 +131,16 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, static: frozenset
                             choice.measured_s))  # fmt: skip
     if options.dump_dir:
         _dump(options.dump_dir, steps)
+    launches = [s for s in steps if isinstance(s, Launch)]
+    debug.stage("ranked", lambda: debug.ranked_text(launches))
+    debug.stage("triton", lambda: debug.triton_text(launches))
     outputs = [_view(o, fused) if isinstance(o, Node) else o for o in fused.outputs]
-    return make_plan(
+    plan = make_plan(
         steps, buffers, outputs, list(packed.values()), lowered.constants, executor, lowered.device
     )
+    debug.stage("plan", lambda: str(plan))
+    debug.decisions(plan, lowered)
+    return plan
 
 
 def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
@@ -126,6 +151,18 @@ def _dump(directory: str, steps: Sequence[Launch | Extern]) -> None:
     for n, step in enumerate(s for s in steps if isinstance(s, Launch)):
         source = step.kernel.source
         (at / f"{first + n:03d}_{source.name}.py").write_text(source.text)
+
+
+@contextlib.contextmanager
+def _deep_calls() -> Iterator[None]:
+    """Values are built operand by operand: a chain of MAX_MEMBERS and what is inlined into it is as deep as that,
+    on top of Dynamo's own calls."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 5000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager
@@ -183,7 +220,7 @@ def kernel_name(group: Group) -> str:
     return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
 
 
-def _is_constant(kernel: Kernel, tensor: str | None, constant: set[str]) -> bool:
+def _is_constant(kernel: Kernel, tensor: str | None, constant: frozenset[str]) -> bool:
     return tensor is not None and kernel.buffers[int(tensor[1:])] in constant
 
 

@@ -9,16 +9,17 @@ that overlap (threads, re-entry) get one each.
 from __future__ import annotations
 
 import ctypes
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 from .buffers import Life, OutputPool, allocate, assign, tensor_on
-from .emit.common import Pack
+from .emit.common import BY_ZERO, Pack
 from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
@@ -128,23 +129,29 @@ class ExecutionPlan:
     def externs(self) -> tuple[Extern, ...]:
         return tuple(s for s in self.steps if isinstance(s, Extern))
 
-    def index_error(self) -> str:
-        """What to say when an index was out of range: the kernels that check, with their operators."""
+    def failure(self, flag: int) -> Exception:
+        """ATen's exception for what a kernel flagged, with the kernels that check and their operators."""
         where = [
             f"{x.kernel.source.name} (from {', '.join(x.expr.source)})"
             for x in self.launches
             if x.kernel.source.flags
         ]
-        return (
-            "index out of range in one of the kernels "
-            + "; ".join(where)
-            + ". Look for an embedding, index or gather "
+        kernels = f"in one of the kernels {'; '.join(where)}"
+        if flag == BY_ZERO:
+            return RuntimeError(
+                f"ZeroDivisionError: an integer division by zero {kernels}. Look for //, % or fmod of integer "
+                "tensors whose divisor holds a zero; run eagerly to see the line."
+            )
+        return IndexError(
+            f"index out of range {kernels}. Look for an embedding, index or gather "
             "whose index is negative or not below the size of the indexed dimension; run eagerly to see the line."
         )
 
     def __call__(self, args: list[Any]) -> list[Any]:
         try:
             instance = self.free.pop()
+            if instance.threads != torch.get_num_threads():  # the user has set another number since
+                instance = _Instance(self)
         except IndexError:
             instance = _Instance(self)
         try:
@@ -164,6 +171,19 @@ class ExecutionPlan:
             else:
                 lines.append(f"  extern {step}")
         return "\n".join(lines)
+
+
+_plans: weakref.WeakSet[ExecutionPlan] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Launch blocks name the parent's pool of threads, which a forked child does not have."""
+    for plan in _plans:
+        plan.free.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +258,8 @@ class _Instance:
     """The part of a plan that one call writes to."""
 
     def __init__(self, plan: ExecutionPlan) -> None:
-        self.plan = plan
+        self.plan, self.threads = plan, torch.get_num_threads()
+        _plans.add(plan)
         self.storage = allocate(plan.arena_bytes, plan.device)
         self.base = self.storage.data_ptr()
         self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}
@@ -250,12 +271,32 @@ class _Instance:
             self.fixed["errors"] = self.flag.data_ptr()
         self.moving = [b for b in plan.buffers.values() if b.name not in self.fixed]
         self.slot = {b.name: i for i, b in enumerate(self.moving)}
-        self.addresses = np.zeros(max(len(self.moving), 1), np.uint64)
-        self.inputs = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "input"]
-        self.produced = [(self.slot[b.name], b.number) for b in self.moving if b.kind == "output"]
+        self.addresses = [0] * len(self.moving)  # as they stand in the launch blocks
+        self.places: list[list[tuple[Any, int]]] = [[] for _ in self.moving]  # (block words, index) by slot
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
         self.in_use: dict[str, Packed] = {}
         self.segments = self.native_segments() if plan.executor.native else self.steps()
+        self.inputs = [
+            (self.slot[b.name], b.number)
+            for b in self.moving
+            if b.kind == "input" and self.places[self.slot[b.name]]
+        ]
+        self.produced = [(self.slot[b.name], plan.pools[b.number]) for b in self.moving if b.kind == "output"]
+        self.outputs = [self.maker(o, n) for n, o in enumerate(plan.outputs)]
+
+    def maker(self, out: Any, number: int) -> tuple[int, OutputPool, tuple[Any, ...]] | None:
+        """(slot, pool, what its `tensor` needs) of an output that lies in a pool's buffer; None for all others."""
+        if not isinstance(out, TensorView) or self.plan.buffers[out.buffer].kind != "output":
+            return None
+        view = (number, TORCH_DTYPES[out.dtype], out.shape, out.strides, out.offset)
+        return self.slot[out.buffer], self.plan.pools[self.plan.buffers[out.buffer].number], view
+
+    def place(self, slot: int, address: int) -> None:
+        """Write an address into the launch blocks, where it is not there already."""
+        if self.addresses[slot] != address:
+            self.addresses[slot] = address
+            for words, index in self.places[slot]:
+                words[index] = address
 
     # ---- native launches: blocks are made once, addresses that move are written in before each run ----
     def native_segments(self) -> list[Any]:
@@ -276,30 +317,32 @@ class _Instance:
         return list(self.plan.steps)
 
     def run(self, args: list[Any]) -> list[Any]:
-        plan = self.plan
-        addresses = self.addresses
+        plan, place = self.plan, self.place
         for slot, number in self.inputs:
-            addresses[slot] = args[number].data_ptr()
+            place(slot, args[number].data_ptr())
         storages: dict[int, torch.UntypedStorage] = {}
         for slot, pool in self.produced:
-            storage = plan.pools[pool].storage()
+            storage = pool.storage()
             storages[slot] = storage
-            addresses[slot] = storage.data_ptr()
+            place(slot, storage.data_ptr())
         for slot, packed in self.packs:
-            addresses[slot] = self.packed_weight(packed, args).data_ptr()
+            place(slot, self.packed_weight(packed, args).data_ptr())
         results: dict[str, torch.Tensor] = {}
         for step in self.segments:
             if isinstance(step, _Segment):
-                step.run(addresses)
+                step.call(step.count, step.entries_at, step.blocks_at)
             elif isinstance(step, Extern):
                 self.extern(step, args, storages, results)
             else:
                 tensors = [self.flat(name, args, storages, results) for name in step.buffers]
                 plan.executor.launch(step.kernel, tensors)
         if self.flagged is not None and self.flagged[0]:
-            self.flagged[0] = 0
-            raise IndexError(plan.index_error())
-        made = [self.output(o, args, storages, results) for o in plan.outputs]
+            what, self.flagged[0] = int(self.flagged[0]), 0
+            raise plan.failure(what)
+        made = [
+            how[1].tensor(storages[how[0]], *how[2]) if how else self.output(o, args, storages, results)
+            for o, how in zip(plan.outputs, self.outputs)
+        ]
         args.clear()
         return made
 
@@ -371,44 +414,38 @@ class _Instance:
                     got = own.copy_(got)
             results[want.buffer] = got
             if want.buffer in self.slot and got.layout == torch.strided:
-                self.addresses[self.slot[want.buffer]] = got.data_ptr()
+                self.place(self.slot[want.buffer], got.data_ptr())
 
     def output(self, out: Any, args: list[Any], storages: dict[int, Any], results: dict[str, Any]) -> Any:
         return self.view(out, args, storages, results) if isinstance(out, TensorView) else out
 
 
 class _Segment:
-    """Consecutive native launches. Their blocks lie in one array, so that all moving addresses are written at once."""
+    """Consecutive native launches, run by one native call. Their blocks lie in one array."""
 
     def __init__(self, owner: _Instance, launches: Sequence[Launch]) -> None:
         plan = owner.plan
         executor: Any = plan.executor  # a native one
-        utils = executor.driver.utils
-        pieces, self.keep = [], []
-        where: list[int] = []
-        what: list[int] = []
+        self.keep: list[Any] = []
+        moving: list[tuple[int, int]] = []
         starts: list[int] = []
-        at = 0
+        data = bytearray()
         for launch in launches:
             args = [owner.fixed.get(name, 0) for name in launch.buffers]
             block, memory = executor.block(launch.kernel, args)
             self.keep += [memory, launch.kernel.handle]
-            data = np.frombuffer(bytes(block), np.uint64)
-            starts.append(at)
+            starts.append(len(data))
             for i, name in enumerate(launch.buffers):
                 if name in owner.slot:
-                    where.append(at + _HEADER_BYTES // 8 + i)
-                    what.append(owner.slot[name])
-            pieces.append(data)
-            at += len(data)
-        self.blocks = np.concatenate(pieces)
-        self.where, self.what = np.array(where, np.intp), np.array(what, np.intp)
-        base = self.blocks.ctypes.data
+                    moving.append((owner.slot[name], (len(data) + _HEADER_BYTES) // 8 + i))
+            data += bytes(block)
+        self.memory = (ctypes.c_char * len(data)).from_buffer(data)
+        self.words = memoryview(data).cast("Q")
+        for slot, index in moving:
+            owner.places[slot].append((self.words, index))
+        base = ctypes.addressof(self.memory)
         n = len(launches)
         self.entries = (ctypes.c_void_p * n)(*(executor.entry(x.kernel) for x in launches))
-        self.pointers = (ctypes.c_void_p * n)(*(base + 8 * s for s in starts))
-        self.count, self.call = n, utils.run_many
-
-    def run(self, addresses: np.ndarray) -> None:
-        self.blocks[self.where] = addresses[self.what]
-        self.call(self.count, self.entries, self.pointers)
+        self.pointers = (ctypes.c_void_p * n)(*(base + at for at in starts))
+        self.count, self.call = n, executor.driver.utils.run_many
+        self.entries_at, self.blocks_at = ctypes.addressof(self.entries), ctypes.addressof(self.pointers)

@@ -29,10 +29,12 @@ from torchroller.expr import TensorExpr
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
-from torchroller.traffic import Tiled, register_block, wave_tile
+from torchroller.traffic import Tiled, register_block, row_group, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
+_WINDOW = 4  # loads of one tensor at different places from which on a program is narrow along its vectors
+_WINDOW_VECTORS, _WINDOW_ROWS = 2, 8
 _FRONT = 3  # best tiles that scale-out and refinement start from
 _EPSILON_START, _EPSILON_STEP = 0.1, 0.2
 _EPSILON_ENOUGH = 0.3  # masks make padding cheap: tolerate this much before settling for fewer choices
@@ -80,6 +82,7 @@ def construct(
     candidates: Iterable[Mapping[str, int]] | None = None,
     tiled: Collection[str] | None = None,
     packed: Collection[str] = (),
+    gathered: Collection[str] = (),
 ) -> Construction:
     """The `top_k` best rPrograms of `expr` on `device`, best first; always at least one.
 
@@ -89,12 +92,13 @@ def construct(
     tiled: axes that a program may hold more than one point of. By default all of them; in a contraction the
     reduce axes and the longest axis of the rows and of the columns, the others being numbered by the grid.
     packed: tensors that will be stored tile by tile, each tile one run of memory (weights packed once).
+    gathered: tensors whose rows are collected from several places (the image of a convolution).
     Raises ValueError when `top_k` is below 1, an axis name is unknown, or no candidate fits.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; ask for at least 1 rProgram")
     started = time.perf_counter()
-    search = _Search(Space(expr, packed), device, tiled)
+    search = _Search(Space(expr, packed, gathered), device, tiled)
     if candidates is None:
         search.run(top_k)
     else:
@@ -133,6 +137,13 @@ class _Search:
         self.space, self.device = space, device
         self.tiled = _tiled_axes(space, tiled)
         self.limits = tuple(next_pow2(d) if i in self.tiled else 1 for i, d in enumerate(space.extents))
+        if device.is_cpu and space.taps >= _WINDOW and not space.has_dot:
+            # The factors of the taps stay in registers while the program walks the positions; and most programs
+            # are away from the border, where no tap needs a test.
+            width = _WINDOW_VECTORS * device.lanes(space.itemsize)
+            self.limits = tuple(
+                min(n, width if i in space.inner else _WINDOW_ROWS) for i, n in enumerate(self.limits)
+            )
         self.start = self._smallest()
         self.epsilon = _EPSILON_START
         self.blocked = False  # a step was left out because it pads too much
@@ -329,6 +340,8 @@ def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
         levels=_levels(space, device, c),
         estimate=c.estimate,
         extents=dict(zip(names, space.extents)),
+        row_group=row_group(c.tiled),
+        panel=register_block(c.tiled)[1] if device.is_cpu and space.has_dot else 0,
     )
 
 

@@ -144,14 +144,18 @@ class Space:
     """Axes, operands, and which axes feed which side of a dot, by number instead of by name.
 
     spatial, reduce, m_axes, n_axes: axis numbers; m_axes move only the first argument of the dot, n_axes
-    only the second. inner: axes along which some operand is contiguous. passes: dependent reductions, the
+    only the second. copies_rows: the rows of the first argument lie apart and are copied before they are used.
+    inner: axes along which some operand is contiguous. passes: dependent reductions, the
     number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
     per point of the whole space, and per spatial point.
     """
 
-    def __init__(self, expr: TensorExpr, packed: Collection[str] = ()) -> None:
+    def __init__(
+        self, expr: TensorExpr, packed: Collection[str] = (), gathered: Collection[str] = ()
+    ) -> None:
         self.expr = expr
         self._packed = frozenset(packed)
+        self.copies_rows = bool(gathered)
         self.names = tuple(a.name for a in expr.axes)
         self.extents = tuple(max(1, a.extent) for a in expr.axes)
         self.is_reduce = tuple(a.kind == "reduce" for a in expr.axes)
@@ -167,6 +171,7 @@ class Space:
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
         self.has_dot = bool(expr.dots)
+        self.taps = self._taps()
         self.b_is_packed = any(o.packed for o in self.staged if o.side == "b")
         a_axes = {i for o in self.staged if o.side == "a" for i in o.axes}
         b_axes = {i for o in self.staged if o.side == "b" for i in o.axes}
@@ -275,11 +280,22 @@ class Space:
     @staticmethod
     def _add(found: dict[tuple, Operand], new: Operand, access: Access) -> None:
         """Keep one operand per distinct access; the same data used twice is moved once."""
-        key = (new.tensor, new.dims, access.offset, tuple(a.offset for a in access.index), new.write)
+        key: tuple = (new.tensor, new.dims, access.offset, tuple(a.offset for a in access.index), new.write)
+        if access.bounded and not access.gathers:
+            key = (new.tensor, new.dims, new.write)  # the taps of a window read the same data
         old = found.get(key)
         if old is not None:
             new = replace(old, passes=max(old.passes, new.passes), side=old.side or new.side)
         found[key] = new
+
+    def _taps(self) -> int:
+        """How many loads of one tensor differ only in where they start: the taps of a window that is written out."""
+        counts: dict[tuple, int] = {}
+        for access in self.expr.loads:
+            if access.bounded and not access.gathers:
+                key = (access.tensor, tuple(a.terms for a in access.index))
+                counts[key] = counts.get(key, 0) + 1
+        return max(counts.values(), default=1)
 
     def _operand(self, access: Access, passes: int, side: str, write: bool = False) -> Operand:
         dims = []

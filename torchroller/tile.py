@@ -80,6 +80,9 @@ class RProgram:
     step:  extent of one loop iteration per reduce axis (powers of two; >= the axis means no loop)
     grid:  number of programs
     levels: (memory level, tile resident there), from the whole problem in DRAM down to registers
+    row_group: tiles of rows of a contraction that share each tile of columns before the next; 0 for all
+    panel: columns of the second operand of a dot that the register block of a CPU reads together; else 0
+    variant: how a GPU kernel reads its operands (torchroller/variants.py); "" is through pointers
     """
 
     name: str
@@ -92,6 +95,9 @@ class RProgram:
     levels: tuple[tuple[str, RTile], ...]
     estimate: Estimate
     extents: Mapping[str, int] = field(default_factory=dict)
+    row_group: int = 0
+    panel: int = 0
+    variant: str = ""
 
     def holds(self, axis: str) -> bool:
         """Whether a program takes the whole of a reduce axis at once instead of looping over it."""
@@ -101,12 +107,15 @@ class RProgram:
     def key(self) -> str:
         """Short, unique among the rPrograms of one expression on one device."""
         parts = [f"{a}{e}" for a, e in (*self.block.items(), *self.step.items())]
-        return f"{'_'.join(parts)}_w{self.num_warps}_s{self.num_stages}"
+        variant = f"_{self.variant}" if self.variant else ""
+        return f"{'_'.join(parts)}_w{self.num_warps}_s{self.num_stages}{variant}"
 
     def __str__(self) -> str:
         launch = f"grid {self.grid}"
         if (self.num_warps, self.num_stages) != (1, 1):
             launch += f", {self.num_warps} warps, {self.num_stages} stages"
+        if self.variant:
+            launch += f", {self.variant}"
         lines = [f"{self.name} on {self.device}: {launch}"]
         width = max(len(name) for name, _ in self.levels)
         for depth, (name, tile) in enumerate(self.levels):

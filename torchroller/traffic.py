@@ -18,15 +18,21 @@ from collections.abc import Sequence
 from operator import mul
 
 from torchroller.space import Space
-from torchroller.spec import DeviceSpec, MemLevel
+from torchroller.spec import DeviceSpec, MemLevel, MiB
 from torchroller.tile import ceil_div, next_pow2
+from torchroller.triton_cpu import blocking
 
+# Of a CPU's shared cache a core can count on this much: neighbours (other cores, other virtual machines) use the rest.
+_SHARED_PER_CORE = 4 * MiB
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
 _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
 _REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
 FEW_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
 _BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one stream
+# Times that collecting rows of an image from their places costs more than reading them once: load, store, and finding
+# each row. Measured on Zen 3: 64 rows of 64 channels for 32 columns take an eighth of the product's time.
+_COLLECTED = 8
 _NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
@@ -57,7 +63,7 @@ class Tiled:
             "footprint",
             "traffic",
         ),
-        "_register_block",
+        *("_register_block", "_row_group"),
     )
 
     def __init__(self, space: Space, device: DeviceSpec, e: Sequence[int]) -> None:
@@ -108,6 +114,7 @@ class Tiled:
         self.n = math.prod([e[i] for i in space.n_axes])
         self.rounds = -(-grid // device.units)
         self._register_block: tuple[int, int] | None = None
+        self._row_group: int | None = None
 
     @property
     def accumulator_bytes(self) -> int:
@@ -115,34 +122,83 @@ class Tiled:
 
 
 def register_block(t: Tiled) -> tuple[int, int]:
-    """Rows and columns of the CPU micro-kernel for a block: most accumulators, then most rows."""
+    """Rows and columns of the CPU micro-kernel for a block."""
     if t._register_block is None:
         lanes = t.device.lanes(4)
-        best, best_key = (1, lanes), (0, 0)
-        for rows, vectors in t.device.micro_kernels:
-            key = (min(rows, t.m) * min(vectors * lanes, t.n), rows)
-            if key > best_key:
-                best, best_key = (rows, vectors * lanes), key
-        t._register_block = min(best[0], t.m), min(best[1], max(lanes, t.n))
+        rows, vectors = blocking.register_block(t.device.micro_kernels, t.m, t.n, lanes)
+        t._register_block = rows, vectors * lanes
     return t._register_block
 
 
-def wave_tile(t: Tiled, occupancy: int) -> list[int]:
-    """The part of the space that all units hold at one time, in the order emitters number programs.
+def row_axis(t: Tiled) -> int:
+    """The axis of rows that a contraction tiles; other axes of rows are numbered by the grid."""
+    return max(t.space.m_axes, key=lambda i: (t.e[i], t.space.extents[i]))
 
-    Programs count along the last axis first; a contraction on a GPU takes `raster_group` rows together.
+
+def row_group(t: Tiled) -> int:
+    """Tiles of rows that a contraction runs through before it goes to the next tile of columns; 0 where all of them.
+
+    A CPU takes as many as its share of the shared cache keeps over all of k, a GPU as many as the device says. It
+    divides the tiles of rows, and only powers of two are asked for.
     """
+    if t._row_group is None:
+        t._row_group = _find_row_group(t)
+    return t._row_group
+
+
+def _find_row_group(t: Tiled) -> int:
     space, device = t.space, t.device
+    if not (space.has_dot and space.m_axes and space.n_axes):
+        return 0
+    tiles = ceil_div(space.extents[row_axis(t)], t.e[row_axis(t)])
+    most = device.raster_group
+    if device.is_cpu:
+        sides = {o.side: n for o, n in zip(space.operands, t.program_bytes) if o.side}
+        room = _shared_room(device) - sides.get("b", 0) * device.units
+        most = int(room // max(1, sides.get("a", 1))) if room > 0 else 1
+    if most >= tiles:
+        return 0
+    group = tiles & -tiles  # the largest power of two that divides it
+    while group > max(1, most):
+        group //= 2
+    return group
+
+
+def _shared_room(device: DeviceSpec) -> float:
+    """Bytes of the cache that units share which reused data can count on; without one, their own caches together."""
+    private = device.private_levels[0].capacity_bytes if device.is_cpu and device.private_levels else 0
+    if not device.shared_levels:
+        return CACHE_SHARE * private * device.units
+    room = CACHE_SHARE * device.shared_levels[-1].capacity_bytes
+    return min(room, float(_SHARED_PER_CORE * device.units)) if device.is_cpu else room
+
+
+def _program_order(t: Tiled) -> list[int]:
+    """Spatial axes in the order in which programs are numbered, slowest first: rows move fastest in a contraction."""
+    space = t.space
+    if not (space.has_dot and space.m_axes and space.n_axes):
+        return list(space.spatial)
+    rows = row_axis(t)
+    others = [i for i in space.spatial if i not in space.m_axes and i not in space.n_axes]
+    other_rows = [i for i in space.m_axes if i != rows]
+    if row_group(t):
+        return [*others, *other_rows, *space.n_axes, rows]
+    return [*others, *space.n_axes, *other_rows, rows]
+
+
+def _passed(t: Tiled, axis: int) -> int:
+    """Points along an axis that are done before the axes outside it move."""
+    whole = t.space.extents[axis]
+    group = row_group(t)
+    return min(whole, group * t.e[axis]) if group and axis == row_axis(t) else whole
+
+
+def wave_tile(t: Tiled, occupancy: int) -> list[int]:
+    """The part of the space that all units hold at one time, in the order emitters number programs."""
     wave = list(t.whole)
-    left = device.units * occupancy
-    order = list(reversed(space.spatial))
-    if device.raster_group > 1 and space.m_axes and space.n_axes:
-        rows = space.m_axes[-1]
-        take = max(1, min(device.raster_group, left, ceil_div(space.extents[rows], t.e[rows])))
-        wave[rows], left = take * t.e[rows], left // take
-        order.remove(rows)
-    for i in order:
-        take = max(1, min(left, ceil_div(space.extents[i], t.e[i])))
+    left = t.device.units * occupancy
+    for i in reversed(_program_order(t)):
+        take = max(1, min(left, ceil_div(_passed(t, i), t.e[i])))
         wave[i], left = take * t.e[i], left // take
     return wave
 
@@ -153,7 +209,7 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     private = device.private_levels[0].capacity_bytes if device.is_cpu and device.private_levels else 0
     walks_again = t.steps > 1 and t.looped > private
     cache = device.shared_levels[-1] if device.shared_levels else None
-    capacity = CACHE_SHARE * (cache.capacity_bytes if cache else private * device.units)
+    capacity = _shared_room(device)
     walks_dram = walks_again and t.looped * device.units * occupancy > capacity
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
@@ -173,7 +229,8 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
-                again *= ceil_div(space.extents[i], wave[i])
+                together = wave[i] if _passed(t, i) == space.extents[i] else max(wave[i], _passed(t, i))
+                again *= ceil_div(space.extents[i], together)
         dram += total * _charge(t, k, near_shared, device.dram) * again
     return shared, dram
 
@@ -207,11 +264,14 @@ def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
 
 
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
-    """Bytes touched between two uses of the same data along `axis`: inner axes run through completely."""
+    """Bytes touched between two uses of the same data along `axis`: what moves faster runs through completely."""
     reach = list(wave)
-    for i in t.space.spatial:
-        if i > axis:
-            reach[i] = t.space.extents[i]
+    order = _program_order(t)
+    inside = order[order.index(axis) + 1 :]
+    if _passed(t, axis) < t.space.extents[axis]:  # rows in groups: all columns pass before the next group
+        inside = [axis, *t.space.n_axes]
+    for i in inside:
+        reach[i] = _passed(t, i)
     return float(sum(o.nbytes(reach) for o in t.space.operands))
 
 
@@ -237,6 +297,8 @@ def cache_bytes(t: Tiled) -> list[float]:
     # accumulators go in and out, and B is read and written once more to be packed.
     in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
     pack = 0 if in_place else 3 * t.b
+    if t.space.copies_rows:
+        pack += _COLLECTED * t.a
     per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
     return [*moved, float(per_step * t.steps + outside)]
 

@@ -71,6 +71,8 @@ def backward(view: tuple[Any, ...], source_shape: Sequence[int], shape: Sequence
         return tuple(ix.scaled(step, start) if d == dim else ix for d, ix in enumerate(index))
     if kind == "reshape":
         return regroup(shape, source_shape, index, extents)
+    if kind == "pad":  # positions outside the viewed tensor hold the view's fill: `bounds` must be checked
+        return tuple(ix.plus(Ix((), -low)) for ix, low in zip(index, view[1]))
     raise NotAffine(f"view {kind}")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .buffers import huge_pages
 from .emit.common import Pack
 from .graph import TORCH_DTYPES
 
@@ -67,18 +68,23 @@ def _sample(source: torch.Tensor) -> np.ndarray | None:
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
     """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
     *outer, last = layout.n_shape
-    strides = (*layout.n_strides[:-1], layout.k_stride, layout.n_strides[-1])
+    k_shape, k_strides = layout.k_shape or (layout.k,), layout.k_strides or (layout.k_stride,)
+    strides = (*layout.n_strides[:-1], *k_strides, layout.n_strides[-1])
     with torch.no_grad():
         start = source.storage_offset() + layout.offset
-        rows = torch.as_strided(source.detach(), (*outer, layout.k, last), strides, start)
+        shape = (*outer, *k_shape, last)
+        back = [d for d, st in enumerate(strides) if st < 0]  # axes that walk memory backwards
+        start += sum(strides[d] * (shape[d] - 1) for d in back)
+        rows = torch.as_strided(source.detach(), shape, [abs(st) for st in strides], start)
+        rows = rows.flip(back) if back else rows
         rows = rows.reshape(math.prod(outer), layout.k, last)
-        whole = last // layout.block * layout.block
-        if whole == last:
-            return rows.unflatten(2, (layout.tiles, layout.block)).transpose(1, 2).contiguous()
-        out = torch.zeros(len(rows), layout.tiles, layout.k, layout.block, dtype=TORCH_DTYPES[layout.dtype],
-                          device=source.device)  # fmt: skip
-        out[:, : layout.tiles - 1] = (
-            rows[:, :, :whole].unflatten(2, (layout.tiles - 1, layout.block)).transpose(1, 2)
-        )
-        out[:, -1, :, : last - whole] = rows[:, :, whole:]
+        full, rest = divmod(last, layout.block)
+        out = huge_pages(torch.empty(len(rows), layout.tiles, layout.k, layout.block,
+                                     dtype=TORCH_DTYPES[layout.dtype], device=source.device))  # fmt: skip
+        if full:
+            out[:, :full] = rows[:, :, : last - rest].unflatten(2, (full, layout.block)).transpose(1, 2)
+        if full < layout.tiles:
+            out[:, full:] = 0
+        if rest:
+            out[:, full, :, :rest] = rows[:, :, last - rest :]
     return out

@@ -48,6 +48,7 @@ class SparsityInfo:
     parameters: int
     trainable: bool
     notes: tuple[str, ...]
+    input_dtypes: tuple[str, ...] = ()
 
 
 def sparsify(
@@ -249,11 +250,12 @@ def _describe(
                 int(site.macs * site.tesa.density()),
             )
         )
-    shapes = []
+    shapes, dtypes = [], []
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
             value = node.meta["val"]
             shapes.append(tuple(None if isinstance(s, torch.SymInt) else int(s) for s in value.shape))
+            dtypes.append(str(value.dtype).removeprefix("torch."))
     return SparsityInfo(
         tuple(shapes),
         tuple(records),
@@ -262,4 +264,5 @@ def _describe(
         sum(p.numel() for p in fast.parameters()),
         trainable,
         given.notes,
+        tuple(dtypes),
     )

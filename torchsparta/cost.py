@@ -9,7 +9,7 @@
     int8 arithmetic:  one more launch + quantise_s * tokens * columns
 
 Tokens are padded to whole panels. A class is the number of rows that share a load of the input ("1", "2", "4",
-"8", "dense8", "nm"), or the rows of a block that goes through `tl.dot` ("dot16", "dot32", "dotdense"); with the
+"8", "dense", "nm"), or the rows of a block that goes through `tl.dot` ("dot16", "dot32", "dotdense"); with the
 value type where it is not the input's ("1/int8"), and "/i8" for int8 arithmetic. The dense alternative is PyTorch's
 own product. Rates come, in this order, from `calibrate()` in this process, from the cache file that
 it wrote, or from the device's peaks with shipped efficiencies.
@@ -34,11 +34,11 @@ from .formats import NM, Block, Dense, FineGrained, QuantizedInt8, RowGroups, Sp
 from .formats.base import Work, round_up
 from .formats.quantized import Quantized
 from .specialise import specialise, takes_dots
-from .specialise.linear import tokens_per_panel
 from .specialise.program import can_execute
+from .vector_unit import vector_unit
 
 SHIPPED_EFFICIENCY = {
-    "1": 0.50, "2": 0.65, "4": 0.85, "8": 0.88, "dense8": 0.85, "nm": 0.35, "dot16": 0.66, "dot32": 0.85,
+    "1": 0.50, "2": 0.65, "4": 0.85, "8": 0.88, "dense": 0.85, "nm": 0.35, "dot16": 0.66, "dot32": 0.85,
     "dotdense": 0.95, "dot16/i8": 1.4, "dot32/i8": 2.3, "dotdense/i8": 2.6, "1/i8": 0.5,
 }  # fmt: skip
 """Share of the float32 vector peak that each class reaches: measured with AVX-512 on Emerald Rapids, two cores."""
@@ -46,7 +46,13 @@ SHIPPED_EFFICIENCY = {
 PATCH_FACTOR = 2.0
 """Panel elements of a k x k convolution cost about twice those of a matrix: their loads are gathers under a mask."""
 
-VERSION = 2
+AGREEING = 4
+"""Calls that must agree before the fastest of them counts as undisturbed."""
+
+BESIDE_BLOCKS = "1m"
+"""Class of a fine-grained part beside blocks, whose group leaves it fewer tokens than it has alone."""
+
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,18 @@ class Rates:
     dense_mac_s: float
     source: str
 
+    def plausible(self) -> bool:
+        """Whether no measurement was swallowed by a disturbance: differences of disturbed times are zero or less."""
+        fastest, slowest = min(self.mac_s.values()), max(self.mac_s.values())
+        return fastest > 1e-13 / self.threads and slowest < 40 * fastest and self.launch_s < 1e-3
+
     def mac(self, kind: str) -> float:
         """Seconds per multiply-add of a class; the class without its value type where none was measured."""
-        return self.mac_s.get(kind) or self.mac_s.get(kind.split("/")[0]) or self.mac_s["1"]
+        if kind in self.mac_s:
+            return self.mac_s[kind]
+        if kind.startswith(BESIDE_BLOCKS) and kind != BESIDE_BLOCKS:
+            return self.mac(BESIDE_BLOCKS)
+        return self.mac_s.get(kind.split("/")[0]) or self.mac_s["1"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ def work_class(part: SparseFormat) -> str:
     if takes_dots(part):
         return "dotdense" if isinstance(part, Dense) else f"dot{part.group}"  # type: ignore[attr-defined]
     if isinstance(part, Dense):
-        return f"dense{part.group}"
+        return "dense"
     if isinstance(part, NM):
         return "nm"
     assert isinstance(part, RowGroups)
@@ -120,7 +135,7 @@ def time_of(
         total = rates.launch_s + tokens * (rates.store_s * n + rates.mac(kind) * work.macs)
         total += rates.list_s * blocks * -(-tokens // 128)
         return total + (rates.launch_s + rates.quantise_s * tokens * k if integer else 0.0)
-    tokens = tokens_per_panel(m, group)
+    tokens = vector_unit().tokens(m, group)
     panels = -(-m // tokens) * images
     padded = panels * tokens
     per_column = panel_factor * rates.panel_s + (rates.quantise_s if integer else 0.0)
@@ -141,6 +156,10 @@ def predict_parts(
     """The prediction for packed parts."""
     works = [(work_class(p).replace("/int8", "/i8") if integer else work_class(p), p.work()) for p in parts]
     group = max(w.group for _, w in works)
+    if group > 1:
+        works = [
+            (BESIDE_BLOCKS + kind[1:] if w.group == 1 and kind[0] == "1" else kind, w) for kind, w in works
+        ]
     return Prediction(
         " + ".join(p.describe() for p in parts),
         time_of(parts[0].shape, works, m, images, rates, group, integer),
@@ -236,30 +255,57 @@ def _spec(device: str) -> DeviceSpec:
 # -- calibration ---------------------------------------------------------------------------------------------
 
 
-def measure(run: Callable[[], object], least_s: float = 0.02, least: int = 12, most: int = 300) -> float:
+def measure(
+    run: Callable[[], object], least_s: float = 0.02, least: int = 12, most: int = 300, most_s: float = 0.5
+) -> float:
     """Seconds of an undisturbed call: the fastest of at least `least` calls and `least_s` seconds, after one warm-up.
 
-    What disturbs a call only ever adds to it (other processes, a thread that was descheduled at a barrier).
+    What disturbs a call only ever adds to it (other processes, a thread that was descheduled at a barrier). One fast
+    call may be luck of the clock, and where all were disturbed no two are alike: it goes on, up to `most_s`, until
+    `AGREEING` calls lie within 5 % of the fastest.
     """
     run()
     times: list[float] = []
-    while len(times) < least or (sum(times) < least_s and len(times) < most):
+    spent = 0.0
+    while spent < most_s:
+        if len(times) >= least and (spent >= least_s or len(times) >= most):
+            nearest = 1.05 * min(times)
+            if sum(t <= nearest for t in times) >= AGREEING:
+                break
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
+        spent += times[-1]
     return min(times)
 
 
 def calibrate(save: bool = True) -> Rates:
     """Measure this CPU's rates, about three seconds with warm kernel caches; keep them for the process and in a file.
 
-    Raises RuntimeError where kernels cannot run natively (no Triton backend, or the interpreter is asked for).
+    Raises RuntimeError where kernels cannot run natively (no Triton backend, or the interpreter is asked for), and
+    where the machine is so busy that three tries gave figures that no machine has.
     """
     why = can_execute(torch.device("cpu"))
     if why is None and os.environ.get("TRITON_INTERPRET", "0") == "1":
         why = "TRITON_INTERPRET=1 runs kernels in the interpreter, whose times mean nothing"
     if why is not None:
         raise RuntimeError(f"calibrate: kernels do not run natively here: {why}")
+    for _ in range(3):
+        rates = _measured_rates()
+        if rates.plausible():
+            break
+    else:
+        raise RuntimeError(
+            f"calibrate: the machine was too busy to measure {rates.threads} threads; rates of the last try: {rates}. "
+            "Calibrate when it is idle; until then predictions use shipped rates"
+        )
+    _measured[("cpu", rates.threads)] = rates
+    if save:
+        _write_cache(rates)
+    return rates
+
+
+def _measured_rates() -> Rates:
     threads = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)
     m = 128
@@ -286,7 +332,7 @@ def calibrate(save: bool = True) -> Rates:
     for mask in sparse:
         parts = (FineGrained.pack(w, mask, fine_tile(768, float(mask.float().mean()))),)
         spent = linear_time(parts) - predict_parts(parts, m, base).time_s
-        sides.append((spent, parts[0].work(), -(-m // tokens_per_panel(m, 1))))
+        sides.append((spent, parts[0].work(), -(-m // vector_unit().tokens(m, 1))))
     (t0, w0, panels), (t1, w1, _) = sides
     mac = max(1e-14, (t1 - t0) / ((w1.macs - w0.macs) * m)) if w1.macs > w0.macs else 1e-12
     lists = max(0.0, (t0 - mac * w0.macs * m) / max(1, w0.lists * panels))
@@ -296,12 +342,15 @@ def calibrate(save: bool = True) -> Rates:
     runs = {
         g: (torch.rand(512 // g, 768, generator=generator) < 0.25).repeat_interleave(g, 0) for g in (2, 4, 8)
     }
+    unit = vector_unit()
+    runs = {g: mask for g, mask in runs.items() if g <= unit.max_group}
     cases: dict[str, SparseFormat] = {str(g): Block.pack(w, runs[g], (g, 1), Tile(32)) for g in runs}
-    cases["dense8"] = Dense.pack(w, None, Tile(32))
+    cases["dense"] = Dense.pack(w, None, Tile(32))
     cases["nm"] = NM.pack(w, quarter)
     cases["1/int8"] = QuantizedInt8.pack(w, sparse[1], fine=True, tile=fine_tile(768, 0.25))
-    cases["8/int8"] = QuantizedInt8.pack(w, runs[8], block=(8, 1), tile=Tile(32))
-    cases["dense8/int8"] = QuantizedInt8.pack(w, None, tile=Tile(32))
+    most = unit.max_group
+    cases[f"{most}/int8"] = QuantizedInt8.pack(w, runs[most], block=(most, 1), tile=Tile(32))
+    cases["dense/int8"] = QuantizedInt8.pack(w, None, tile=Tile(32))
     mac_s = {"1": mac}
     nothing = torch.zeros(2048, 64)
     store = linear_time((Block.pack(nothing, None, (32, 32), Tile(32), 32),)) - launch
@@ -322,20 +371,25 @@ def calibrate(save: bool = True) -> Rates:
         spent = linear_time((part,), integer=integer) - predict_parts((part,), m, known, 1, integer).time_s
         mac_s[kind] = max(1e-14, spent / (part.work().macs * m))
 
+    few = runs[most] & (torch.rand(512 // most, 768, generator=generator) < 0.2).repeat_interleave(most, 0)
+    mixed = (
+        Block.pack(w, few, (most, 1), Tile(32)),
+        FineGrained.pack(w, sparse[1] & ~few, Tile(32), unit.mixed_unroll),
+    )
+    known = replace(base, mac_s={**mac_s, BESIDE_BLOCKS: 1e-30})
+    spent = linear_time(mixed) - predict_parts(mixed, m, known).time_s
+    mac_s[BESIDE_BLOCKS] = max(1e-14, spent / (mixed[1].work().macs * m))
+
     x, small = torch.randn(m, 768, generator=generator), torch.randn(16, 64, generator=generator)
     tiny = torch.randn(32, 64, generator=generator)
     dense_launch = measure(lambda: torch.nn.functional.linear(small, tiny))
     dense = measure(lambda: torch.nn.functional.linear(x, w))
-    rates = replace(
+    return replace(
         base,
         mac_s=mac_s,
         dense_launch_s=dense_launch,
         dense_mac_s=max(1e-14, (dense - dense_launch) / (w.numel() * m)),
     )
-    _measured[("cpu", threads)] = rates
-    if save:
-        _write_cache(rates)
-    return rates
 
 
 def _random_blocks(n: int, k: int, block: int, share: float, generator: torch.Generator) -> torch.Tensor:
@@ -360,8 +414,10 @@ def _write_cache(rates: Rates) -> None:
 def fine_tile(k: int, density: float) -> Tile:
     """The tile of a fine-grained part: columns in blocks that fit the first-level cache where lists stay long.
 
-    A block of 128 columns by 64 tokens is 32 KiB. With fewer than about ten alive elements a row and block, the
-    cost of a list outweighs that of reading the panel from the second-level cache.
+    A block of 128 columns by 64 tokens is 32 KiB of the 48 KiB of recent cores; 64 columns fit 32 KiB. With fewer
+    than about ten alive elements a row and block, the cost of a list outweighs that of reading the panel from the
+    second-level cache.
     """
-    columns = 128 if density * 128 >= 10 else 256 if density * 256 >= 10 else 0
+    fits = vector_unit().panel_columns()
+    columns = fits if density * fits >= 10 else 2 * fits if density * 2 * fits >= 10 else 0
     return Tile(64, columns if columns and columns < k else 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cost import Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
+from .cost import BESIDE_BLOCKS, Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
 from .formats import (
     NM,
     Block,
@@ -28,6 +28,7 @@ from .formats import (
 )
 from .formats.base import Work
 from .specialise.rows import EXACT_COLUMNS
+from .vector_unit import vector_unit
 
 BLOCKS = ((2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (4, 4), (8, 8), (16, 16), (32, 32))
 DOT_BLOCKS = (16, 32)
@@ -93,7 +94,7 @@ def mixed_pack(block: tuple[int, int], least: int) -> Packer:
         chosen = _blocks_with(mask, block, least)
         return (
             Block.pack(weight, mask & chosen, block, BLOCK_TILE),
-            FineGrained.pack(weight, mask & ~chosen, BLOCK_TILE),
+            FineGrained.pack(weight, mask & ~chosen, BLOCK_TILE, vector_unit(weight.device).mixed_unroll),
         )
 
     return pack
@@ -152,13 +153,14 @@ def _fine_work(mask: Tensor, counts: _Counts, itemsize: int) -> Work:
     # Lists that hold anything, as if alive elements were scattered over the rows that have any.
     within = counts.total / max(1, counts.rows * k)
     lists = round(counts.rows * -(-k // columns) * (1 - (1 - min(1.0, within)) ** min(columns, k)))
-    padded = counts.total + lists // 2  # lists are padded to an even length
+    # Lists are padded to a multiple of the sums that a row keeps.
+    padded = counts.total + lists * (vector_unit(mask.device).fine_unroll - 1) // 2
     return _work(padded, lists, 1, padded, itemsize)
 
 
 def _block_work(grid: Tensor, block: tuple[int, int], itemsize: int) -> Work:
     alive = grid > 0
-    group = min(block[0], 8)
+    group = min(block[0], vector_unit(grid.device).max_group)
     per_block = block[0] // group
     lists = int(torch.count_nonzero(alive.any(1))) * per_block
     blocks = int(torch.count_nonzero(alive))
@@ -187,34 +189,36 @@ def _dot_candidates(mask: Tensor, counts: _Counts, itemsize: int, suffix: str) -
 def _candidates(mask: Tensor, counts: _Counts, rates: Rates, itemsize: int, suffix: str) -> list[_Candidate]:
     n, k = mask.shape
     rows = -(-n // BLOCK_TILE.rows) * BLOCK_TILE.rows
+    most = vector_unit(mask.device).max_group
     found = [
         _Candidate(
             "dense (specialised)",
             dense_pack,
-            (("dense8" + suffix, _work(rows * k, rows // 8, 8, 0, itemsize)),),
-            8,
+            (("dense" + suffix, _work(rows * k, rows // most, most, 0, itemsize)),),
+            most,
         )
     ]
     fine = _fine_work(mask, counts, itemsize)
     found.append(_Candidate("fine-grained", fine_pack, (("1" + suffix, fine),), 1))
     for block in BLOCKS:
-        group = min(block[0], 8)
+        group = min(block[0], most)
         grid = counts.at(block)
         work = _block_work(grid, block, itemsize)
         kind = f"{group}{suffix}"
         found.append(_Candidate(f"block {block[0]}x{block[1]}", block_pack(block), ((kind, work),), group))
         if group < 2:
             continue
-        ratio = rates.mac(kind) / rates.mac("1" + suffix)
+        ratio = rates.mac(kind) / rates.mac(BESIDE_BLOCKS + suffix)
         least = max(1, int(ratio * block[0] * block[1]) + 1)
         inside = grid * (grid >= least)
         rest = counts.total - int(inside.sum())
         if not 0 < rest < counts.total:
             continue
         lists = min(counts.rows, rest)
+        padded = rest + lists * (vector_unit(mask.device).mixed_unroll - 1) // 2
         works = (
             (kind, _block_work(inside, block, itemsize)),
-            ("1" + suffix, _work(rest + lists // 2, lists, 1, rest, itemsize)),
+            (BESIDE_BLOCKS + suffix, _work(padded, lists, 1, rest, itemsize)),
         )
         name = f"block {block[0]}x{block[1]} + fine-grained"
         found.append(_Candidate(name, mixed_pack(block, least), works, group))

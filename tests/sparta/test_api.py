@@ -143,7 +143,7 @@ def test_save_and_load_without_nni(kind, x, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), fast(x))
     again = torchsparta.load(tmp_path / "m.safetensors")
     assert again.meta["sparta"] == fast.meta["sparta"]
-    assert str(torchsparta.report(again)) == str(torchsparta.report(fast))
+    assert str(torchsparta.report(again, False)) == str(torchsparta.report(fast, False))
 
 
 def test_saved_sizes_shrink_with_the_mask(x, tmp_path):
@@ -235,3 +235,75 @@ def test_constant_given_by_the_user(x):
     tesa = {"0.weight": TeSA.from_codes((24, 12), code, torch.full((24, 12), 0.25))}
     fast = torchsparta.sparsify(model, tesa, (x,), verify=True)
     torch.testing.assert_close(fast(x), torchsparta.masked_model(model, tesa)(x))
+
+
+def test_report_predicts_and_measures_each_layer():
+    model, x = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval(), torch.randn(16, 64)
+    masks = {"0": {"weight": (torch.rand(96, 64) < 0.1).float()}}
+    fast = torchsparta.sparsify(model, masks, (x,))
+    from torchsparta.specialise.program import interpreting
+
+    for row in torchsparta.report(fast).rows:
+        assert row.measured_s is None if interpreting() else 0 < row.measured_s < 10
+        assert row.predicted_s is None or row.predicted_s > 0
+    assert all(row.measured_s is None for row in torchsparta.report(fast, measure=False).rows)
+    assert torchsparta.report(fast, measure=False).rows[0].reason
+
+
+def test_report_as_a_rich_table(x):
+    from rich.console import Console
+
+    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(torchsparta.report(torchsparta.sparsify(mlp(), half_rows(), (x,)), measure=False))
+    text = console.export_text()
+    assert "24x12" in text and "12x12" in text and "parameters became" in text
+
+
+def test_report_page_draws_the_graph(x):
+    tesa = torchsparta.from_nni(half_rows())
+    plan = torchsparta.propagate(mlp(), tesa, (x,))
+    page = torchsparta.report(torchsparta.sparsify(mlp(), tesa, (x,)), measure=False).html(plan)
+    drawn = page.count('class="box')
+    assert drawn == 5 and page.count('class="edge"') == 4  # input, linear, gelu, dropout, linear
+    assert f"+{plan.gained()['3.weight']:,} by propagation" in page
+    assert page.count("data:image/png;base64,") >= 8
+
+
+def test_pictures_show_where_a_tensor_is_alive():
+    import base64
+    import zlib
+
+    from torchsparta.pictures import ALIVE, PAPER, tesa_picture
+
+    mask = torch.zeros(8, 8)
+    mask[:4] = 1
+    data = base64.b64decode(tesa_picture(TeSA.from_mask(mask)).split(",")[1])
+    begin = data.index(b"IDAT") + 4
+    rows = zlib.decompress(data[begin : data.index(b"IEND") - 8])
+    assert tuple(rows[1:4]) == ALIVE and tuple(rows[-3:]) == PAPER
+
+
+def test_bench_command(x, tmp_path, capsys):
+    fast = torchsparta.sparsify(mlp(), {"0": {"weight": (torch.rand(24, 12) < 0.2).float()}}, (x,))
+    torchsparta.save(fast, tmp_path / "m.safetensors")
+    assert main(["bench", str(tmp_path / "m.safetensors"), "--rounds", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "dense" in printed and "sparse" in printed and "inputs 5x12" in printed
+    assert main(["bench", str(tmp_path / "m.safetensors"), "--rounds", "1"]) == 1
+
+
+def test_bench_takes_token_numbers(tmp_path):
+    from torchsparta.race import race
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(7, 8), nn.Linear(8, 3)
+
+        def forward(self, words):
+            return self.out(self.table(words))
+
+    fast = torchsparta.sparsify(Words(), {"out": {"weight": torch.eye(3, 8)}}, (torch.tensor([[1, 2, 3]]),))
+    torchsparta.save(fast, tmp_path / "m.safetensors")
+    found = race(tmp_path / "m.safetensors", rounds=2)
+    assert found.worst_difference < 1e-6 and len(found.sparse_s) == 2

@@ -300,3 +300,51 @@ def test_training_gives_the_same_steps_as_the_masked_model():
             optimizer.step()
         torchsparta.masked_model(masked, tesa, inplace=True)  # dense training needs its masks put back
         torch.testing.assert_close(fast(x), masked(x), atol=1e-10, rtol=1e-10)
+
+
+# Seen only behind AOTAutograd's decompositions, which run after torchsparta: a captured graph holds their originals
+# (scaled_dot_product_attention, rms_norm, batch_norm, fill by a view).
+BEHIND_DECOMPOSITIONS = {
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._fused_rms_norm",
+    "aten._native_batch_norm_legit_functional",
+    "aten.fill",
+}
+
+
+def test_every_operator_that_torchroller_lowers_has_a_rule():
+    import torchroller.lower  # noqa: F401  (rules register themselves when it is imported)
+    from torchroller.ops.registry import RULES as LOWERED
+    from torchsparta.propagation.table import rule_for
+
+    without = []
+    for name in LOWERED:
+        space, _, packet = name.partition(".")
+        found = getattr(getattr(torch.ops, space), packet)
+        if rule_for(getattr(found, found.overloads()[0])) is None:
+            without.append(name)
+    assert set(without) <= BEHIND_DECOMPOSITIONS, without
+
+
+def test_values_made_from_a_shape_are_known(same_as_masked):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            h = h * torch.ones_like(h) + torch.zeros_like(h) + h.new_full((8,), 0.5)
+            return self.b(h) @ torch.mv(torch.eye(4, dtype=h.dtype), h.new_ones(4))
+
+    mask = torch.ones(8, 6)
+    mask[::2] = 0
+    tesa = torchsparta.from_nni({"a": {"weight": mask, "bias": mask[:, 0]}})
+    x = torch.randn(3, 6)
+    fast = same_as_masked(Net(), tesa, (x,))
+    assert fast.get_submodule("a").weight.shape == (
+        4,
+        6,
+    )  # a dead row plus one half is a constant, folded into b
+    plan = torchsparta.propagate(Net(), tesa, (x,))
+    assert not plan.scrambled

@@ -17,7 +17,7 @@ from torchsparta.specialised import pattern_mask, predict, specialised
 from torchsparta.tesa import Quant, TeSA
 from torchsparta.transform import DenseSite, Epilogue, SparseSite
 
-MAC_S = {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense8": 1.2e-11, "nm": 2e-11,
+MAC_S = {"1": 2e-11, "2": 1.6e-11, "4": 1.3e-11, "8": 1.2e-11, "dense": 1.2e-11, "nm": 2e-11,
          "dot16": 1.6e-11, "dot32": 1.25e-11, "dotdense": 1.22e-11}  # fmt: skip
 FAST = Rates(
     device="test", threads=1, launch_s=1e-5, panel_s=1e-10, epilogue_s=1e-10, store_s=1e-11, quantise_s=1e-10,

@@ -94,6 +94,35 @@ def resnet() -> nn.Module:
     )  # fmt: skip
 
 
+def mobilenet() -> nn.Module:
+    """Inverted residuals: pointwise and depthwise convolutions, squeeze and excitation, a few channels."""
+
+    class Inverted(nn.Module):
+        def __init__(self, width: int, wide: int, window: int) -> None:
+            super().__init__()
+            self.up = nn.Sequential(
+                nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.Hardswish()
+            )
+            self.each = nn.Sequential(
+                nn.Conv2d(wide, wide, window, padding=window // 2, groups=wide, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU6(),
+            )
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, 8, 1), nn.SiLU(), nn.Conv2d(8, wide, 1)
+            )
+            self.down = nn.Sequential(nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.each(self.up(x))
+            return x + self.down(y * torch.sigmoid(self.gate(y)))
+
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), Inverted(16, 48, 3), Inverted(16, 40, 5),
+        nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten(), nn.Linear(144, 10),
+    )  # fmt: skip
+
+
 def tokens(batch: int = 2, length: int = TOKENS) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1))
 
@@ -147,6 +176,7 @@ MODELS = {
     "encoder": lambda: (Encoder(), (tokens(),)),
     "lstm": lambda: (Cell(), (torch.randn(3, 5, 13),)),
     "resnet": lambda: (resnet(), (image(),)),
+    "mobilenet": lambda: (mobilenet(), (image(),)),
 }  # fmt: skip
 
 

@@ -16,7 +16,15 @@ from torchroller.cost import estimate, time_text
 from torchroller.device import A100, B200, H100, MI300X, V100, KiB
 from torchroller.search import construct
 from torchroller.space import Space
-from torchroller.traffic import Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes, wave_tile
+from torchroller.traffic import (
+    Tiled,
+    cache_bytes,
+    register_block,
+    row_group,
+    scratch_traffic,
+    shared_bytes,
+    wave_tile,
+)
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "data" / "roller_v100_paper_ms.csv"
 
@@ -175,15 +183,24 @@ def test_dram_traffic_is_compulsory_when_the_cache_holds_the_reused_operand(zen5
 
 
 def test_dram_traffic_repeats_when_it_does_not(zen5):
-    big = Space(matmul(8192, 8192, 8192))  # B has 256 MiB, the cache 32
-    few = shared_bytes(Tiled(big, zen5, [256, 128, 64]), 1)[1]
-    many = shared_bytes(Tiled(big, zen5, [64, 128, 64]), 1)[1]
-    assert many > 3 * few
+    space = Space(matmul(8192, 8192, 8192))  # each operand has 256 MiB, the cache 32
+    few = shared_bytes(Tiled(space, zen5, [256, 128, 64]), 1)[1]
+    many = shared_bytes(Tiled(space, zen5, [64, 128, 64]), 1)[1]
+    assert many > 2 * few > 10 * 3 * 4 * 8192**2
+
+
+def test_rows_in_groups_read_a_less_often(zen5):
+    """A of 16 MiB does not stay in two cores' share of the cache, a quarter of its rows does."""
+    grouped, all_rows = (Tiled(Space(matmul(2048, 2048, 2048)), zen5, [64, 64, 256]) for _ in range(2))
+    assert row_group(grouped) == 8
+    all_rows._row_group = 0
+    assert shared_bytes(grouped, 1)[1] < 0.3 * shared_bytes(all_rows, 1)[1]
+    assert row_group(Tiled(Space(matmul(512, 512, 512)), zen5, [64, 64, 256])) == 0  # A of 1 MiB stays whole
 
 
 def test_a_wave_follows_the_order_of_programs(zen5):
     t = Tiled(Space(matmul(1024, 1024, 1024)), zen5, [64, 64, 64])
-    assert wave_tile(t, 1) == [64, 128, 1024]
+    assert wave_tile(t, 1) == [128, 64, 1024]  # rows first
     gpu = Tiled(Space(matmul(8192, 8192, 512)), A100, [128, 128, 32])
     assert wave_tile(gpu, 1)[:2] == [8 * 128, 13 * 128]
 

@@ -3,9 +3,11 @@
 import os
 
 import pytest
+from roller_expressions import matmul
 
-from torchroller import device, host
+from torchroller import cpus, device, host
 from torchroller.device import SHIPPED, DeviceSpec, KiB, MiB
+from torchroller.search import construct
 
 ZEN5 = ("znver5", frozenset({"avx", "avx2", "avx512f", "avx512bf16", "avx512vnni", "fma"}))
 HASWELL = ("haswell", frozenset({"avx", "avx2", "fma"}))
@@ -85,6 +87,37 @@ def test_a_spec_prints_what_a_person_checks():
         assert part in text
 
 
+@pytest.mark.parametrize("name", cpus.PARTS)
+def test_cpus_by_name_are_consistent(name):
+    spec = device.by_name(name.upper())
+    wide = spec.vector_bytes == 64
+    assert (spec.kind, spec.arch, spec.is_cpu) == ("cpu", name, True)
+    assert wide == ("avx512f" in cpus.PARTS[name].features)
+    sizes = [lv.capacity_bytes for lv in spec.levels]
+    speeds = [lv.unit_bandwidth_bytes_per_s for lv in spec.levels]
+    assert sizes == sorted(sizes, reverse=True) and speeds == sorted(speeds)
+    part = cpus.PARTS[name]
+    fmas = 1 if name == "znver4" else 2
+    assert spec.peak("float32").vector_flops == pytest.approx(part.cores * part.hz * 2 * fmas * spec.lanes(4))
+    one = cpus.named(name, cores=1)
+    assert one.units == 1 and one.dram.bandwidth_bytes_per_s == part.core_gb_s * 1e9
+    assert spec.source and spec.name in str(spec)
+
+
+def test_tiles_follow_the_vectors_of_a_cpu_that_is_not_here():
+    best = {n: construct(matmul(256, 768, 768), cpus.named(n, cores=2)).best for n in ("znver3", "znver5")}
+    registers = {n: dict(p.levels)["registers"] for n, p in best.items()}
+    assert registers["znver3"]["n"] % 8 == 0 and registers["znver5"]["n"] % 16 == 0
+    assert best["znver3"].estimate.compute_s > best["znver5"].estimate.compute_s
+
+
+def test_cores_that_a_cpu_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="EPYC 7763 has 64 cores, 65 were asked for"):
+        cpus.named("znver3", cores=65)
+    with pytest.raises(ValueError, match="no CPU named 'zx80': known are haswell"):
+        cpus.named("zx80")
+
+
 def test_cpu_is_read_from_sysfs(machine):
     spec = read(machine)
     assert (spec.kind, spec.arch, spec.units, spec.name) == ("cpu", "znver5", 2, "Test CPU")
@@ -97,14 +130,14 @@ def test_cpu_is_read_from_sysfs(machine):
     assert spec.peak("float32").vector_flops == 2 * 2 * 2 * 16 * 4e9  # cores, FMA, pipes, lanes, clock
     assert spec.peak("bfloat16").matrix_flops == 2 * spec.peak("float32").vector_flops
     assert spec.peak("int8").matrix_flops == 4 * spec.peak("float32").vector_flops
-    assert spec.micro_kernels == ((8, 2), (4, 4), (2, 8))
+    assert spec.micro_kernels == ((8, 2), (4, 4), (2, 8), (1, 8), (8, 1))
     assert spec.is_cpu and not device.A100.is_cpu
 
 
 def test_avx2_has_narrower_vectors_and_register_blocks(machine):
     spec = read(machine, HASWELL)
     assert spec.vector_bytes == 32
-    assert spec.micro_kernels == ((4, 2), (2, 4))
+    assert spec.micro_kernels == ((4, 2), (2, 4), (1, 8), (8, 1))
     assert spec.peak("bfloat16").matrix_flops is None
     assert spec.peak("float32").vector_flops == 2 * 2 * 2 * 8 * 4e9
 
@@ -174,6 +207,7 @@ def test_calibration_replaces_the_rules_of_thumb(machine):
         (("cuda", 100), "B200"),
         (("cuda", 70), "V100"),
         (("cuda", 50), "V100"),
+        (("hip", "gfx90a"), "MI250X"),
         (("hip", "gfx942"), "MI300X"),
     ],
 )

@@ -18,9 +18,8 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
 
 from torchroller.backend import last_plans, roller
-from torchroller.choose import emit, ranked, tiling_of
-from torchroller.device import A100, H100, MI300X, DeviceSpec
-from torchroller.emit.attention import attention_tiling
+from torchroller.choose import emit, given_tiling, ranked, tiling_of
+from torchroller.device import A100, B200, H100, MI250X, MI300X, DeviceSpec
 from torchroller.emit.common import TritonSource
 from torchroller.expr import TensorExpr
 from torchroller.kernel import cache_dir, load_module
@@ -29,6 +28,8 @@ from torchroller.plan import ExecutionPlan
 DEVICES: dict[str, tuple[DeviceSpec, GPUTarget]] = {
     "sm_80": (A100, GPUTarget("cuda", 80, 32)),
     "sm_90": (H100, GPUTarget("cuda", 90, 32)),
+    "sm_100": (B200, GPUTarget("cuda", 100, 32)),
+    "gfx90a": (MI250X, GPUTarget("hip", "gfx90a", 64)),
     "gfx942": (MI300X, GPUTarget("hip", "gfx942", 64)),
 }
 
@@ -48,8 +49,8 @@ def source_for(expr: TensorExpr, spec: DeviceSpec) -> TritonSource:
     plain = replace(expr, source=())
     construction = ranked(plain, spec, 10)
     if construction is None:
-        return emit(plain, attention_tiling(plain, spec.is_cpu))
-    return emit(plain, tiling_of(construction.best, spec.is_cpu))
+        return emit(plain, given_tiling(plain, spec.is_cpu))
+    return emit(plain, tiling_of(construction.best, spec))
 
 
 @functools.cache
@@ -131,8 +132,12 @@ def expressions(name: str, training: bool) -> list[TensorExpr]:
 
 
 def check(name: str, device: str, training: bool) -> None:
+    fits(expressions(name, training), device)
+
+
+def fits(found: list[TensorExpr], device: str) -> None:
+    """Fails with every expression whose kernel does not compile for the device, or takes more than it has."""
     spec, _ = DEVICES[device]
-    found = expressions(name, training)
     assert found
     problems = []
     for expr in found:
@@ -157,7 +162,10 @@ def check(name: str, device: str, training: bool) -> None:
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device",
+    [d if d in ("sm_80", "sm_90", "gfx942") else pytest.param(d, marks=pytest.mark.slow) for d in DEVICES],
+)
 def test_a_transformer_block_fits(device):
     check("block", device, training=False)
 
@@ -186,12 +194,65 @@ LARGE = {
 }
 
 
+CONVOLVED = {
+    "3x3, 256 channels": ((1, 256, 14, 14), (256, 256, 3, 3), dict(padding=1)),
+    "depthwise": ((1, 144, 56, 56), (144, 1, 3, 3), dict(padding=1, groups=144)),
+    "stem": ((1, 3, 224, 224), (64, 3, 7, 7), dict(stride=2, padding=3)),
+    "3x3, 64 channels, batch 8": ((8, 64, 56, 56), (64, 64, 3, 3), dict(padding=1)),
+    "3x3, 512 channels": ((1, 512, 7, 7), (512, 512, 3, 3), dict(padding=1)),
+    "1x1 in strides": ((1, 1024, 14, 14), (2048, 1024, 1, 1), dict(stride=2)),
+    "grouped": ((1, 128, 28, 28), (128, 4, 3, 3), dict(padding=1, groups=32)),
+    "patches": ((1, 3, 224, 224), (768, 3, 16, 16), dict(stride=16)),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize(
+    "case", [c if i < 2 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(CONVOLVED)]
+)
+def test_convolutions_of_real_size_fit(case, dtype, device):
+    shape, weight, arguments = CONVOLVED[case]
+
+    def layer(x, w, b):
+        return torch.relu(torch.nn.functional.conv2d(x, w, b, **arguments))
+
+    sizes = (shape, weight, weight[:1])  # the bias has one number per filter
+    _fit(layer, [torch.empty(s, dtype=dtype, device="meta") for s in sizes], device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["ResNet", "MobileNetV2"])
+def test_every_kernel_of_a_vision_model_of_real_size_fits(name, device):
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")()).eval()
+    names = [n for n, _ in (*model.named_parameters(), *model.named_buffers())]
+    values = [v for _, v in (*model.named_parameters(), *model.named_buffers())]
+
+    def run(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values)), (x,)).last_hidden_state
+
+    with torch.no_grad():
+        _fit(run, [torch.empty(1, 3, 224, 224, device="meta"), *(v.detach() for v in values)], device)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "case", [c if i < 2 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(LARGE)]
 )
 def test_large_tiles_fit(case, device):
     """At real sizes the search takes as much shared memory as it may; lowered on meta tensors, so nothing runs."""
+    dtype, fn, shape = LARGE[case]
+    _fit(fn, [torch.empty(shape, dtype=dtype, device="meta")], device)
+
+
+def _fit(fn: Any, inputs: list[torch.Tensor], device: str) -> None:
+    """All of `fn` becomes kernels, and each of them compiles for the device and fits."""
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -201,14 +262,15 @@ def test_large_tiles_fit(case, device):
     from torchroller.lower import lower
     from torchroller.options import Options
 
-    dtype, fn, shape = LARGE[case]
     with FakeTensorMode():
-        x = torch.empty(shape, dtype=dtype)
-        graph = make_fx(lambda x: (fn(x),), decomposition_table=decompositions())(x)
+        fakes = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in inputs]
+        graph = make_fx(lambda *xs: (fn(*xs),), decomposition_table=decompositions())(*fakes)
     fused = fuse(lower(graph, Options()))
     spec, _ = DEVICES[device]
     groups = [s for s in fused.steps if isinstance(s, Group)]
-    assert groups and len(groups) == len(fused.steps)
+    assert groups and len(groups) == len(fused.steps), [
+        str(s) for s in fused.steps if not isinstance(s, Group)
+    ]
     for group in groups:
         stored = frozenset(n for n in group.index if n in fused.writers and n in fused.storage)
         source = source_for(build(group, fused, stored, "kernel").expr, spec)

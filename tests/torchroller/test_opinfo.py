@@ -30,7 +30,9 @@ QUICK_SAMPLES, SLOW_SAMPLES = 2, 4
 
 def test_every_rule_is_exercised():
     known = {o.name for o in INFOS}
-    missing = {packet for packet in RULES if not cases.covering(packet) & known}
+    missing = {
+        packet for packet in RULES if not cases.covering(packet) & known and packet not in cases.ELSEWHERE
+    }
     assert not missing
 
 

@@ -127,7 +127,7 @@ def test_json_is_complete_and_plain(made):
 class Page(HTMLParser):
     """Collects tags, and checks that they nest."""
 
-    VOID = {"meta"}
+    VOID = {"meta", "input"}
 
     def __init__(self, text):
         super().__init__()
@@ -158,7 +158,7 @@ def test_the_page_is_self_contained_and_well_formed(made, device):
     plans = [SimpleNamespace(launches=[launch(k.expr, device) for k in made.kernels], externs=[extern()])]
     text = collect(plans, device, "Net <b>").html()
     page = Page(text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == page.tags.count("style") == 1
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert "http" not in text
@@ -169,6 +169,30 @@ def test_the_page_is_self_contained_and_well_formed(made, device):
     for k in made.kernels:
         assert k.name in text
     assert "no rule for aten.sort" in text
+
+
+def test_the_page_sorts_by_time_and_counts_what_it_elides(made):
+    places = tuple(f"model.py:{n}" for n in range(7))
+    big = collect([SimpleNamespace(launches=[launch(named(matmul(4096, 4096, 4096, "float16"), "big"), H100)],
+                                   externs=[])], H100).kernels[0]  # fmt: skip
+    report = Report("m", H100, (made.kernels[2], big), (ExternReport("aten.sort", "no rule", places, 7),))
+    text = report.html()
+    assert text.index('id="k0"') < text.index("<b>big</b>") < text.index('id="k1"')
+    assert "and 4 more places" in text and "ATen calls (7)" in text
+    rejected = len(big.construction.rejected)
+    assert f"{rejected} tiles turned down, and why" in text
+    if rejected > 12:
+        assert f"and {rejected - 12} more</li>" in text
+
+
+def test_every_disc_has_its_number_from_the_table(made):
+    text = made.html()
+    overview = re.search(r'aria-label="roofline of all kernels">(.*?)</svg>', text, re.S)[1]
+    rated = [k for k in made.kernels if k.program is not None and k.program.estimate.flops > 0]
+    discs = re.findall(r'<a href="#k(\d+)"><circle', overview)
+    numbers = re.findall(r'class="(?:number|name)"[^>]*>(\d+)<', overview)
+    assert len(discs) == len(numbers) == len(rated)
+    assert {int(n) for n in numbers} == {int(d) + 1 for d in discs}
 
 
 def test_coordinates_stay_inside_their_figures(made):

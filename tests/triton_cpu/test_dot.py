@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from oracle import assert_equal, needs_backend, ramp, sweep, triton
 
+from torchroller.triton_cpu.blocking import micro_kernels, register_block
 from torchroller.triton_cpu.cpu import missing_on_host, select_cpu
 
 pytestmark = needs_backend
@@ -305,3 +306,98 @@ def test_eight_bit_float_operands(kind: torch.dtype) -> None:
     a, b, out = ramp(32, 32).to(kind), ramp(32, 32, seed=1).to(kind), torch.empty(32, 32)
     eights[(1,)](a, b, out, N=32)
     torch.testing.assert_close(out.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+def compiled_assembly(cpu: str, types: dict[str, str], constants: dict[str, int], kernel: object) -> str:
+    """Assembly of a kernel for a CPU that this machine need not be."""
+    names = list(kernel.arg_names)  # type: ignore[attr-defined]
+    source = triton.compiler.ASTSource(kernel, types, {(names.index(n),): v for n, v in constants.items()})
+    return triton.compile(source, target=triton.backends.compiler.GPUTarget("cpu", cpu, 1)).asm["asm"]
+
+
+def innermost_loop(text: str, symbol: str) -> list[str]:
+    """Instructions of the loop of a micro-kernel."""
+    lines = [line.strip() for line in text.split(f"\n{symbol}", 1)[1].splitlines()]
+    labels = {line.rstrip(":"): n for n, line in enumerate(lines) if line.endswith(":")}
+    for n, line in enumerate(lines):
+        target = line.split()[-1] if line.startswith("j") else ""
+        if target in labels and labels[target] < n:
+            return [x for x in lines[labels[target] + 1 : n + 1] if x and not x.startswith((".", "#"))]
+    raise AssertionError(f"{symbol} has no loop")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "symbol", "register", "multiply_adds"),
+    [("haswell", "dot_fma_float_4x2x8", "ymm", 32), ("znver3", "dot_fma_float_4x2x8", "ymm", 32),
+     ("x86-64-v4", "dot_fma_float_8x2x16", "zmm", 32), ("znver5", "dot_fma_float_8x2x16", "zmm", 32)],
+)  # fmt: skip
+def test_the_micro_kernel_keeps_its_accumulators_in_registers(
+    cpu: str, symbol: str, register: str, multiply_adds: int
+) -> None:
+    """Steps are written out, nothing is spilled, and there is little beside loads and multiply-adds."""
+    text = compiled_assembly(
+        cpu, {"a": "*fp32", "b": "*fp32", "o": "*fp32", "N": "constexpr"}, {"N": 64}, plain
+    )
+    loop = innermost_loop(text, symbol)
+    assert sum(x.startswith("vfmadd") and register in x for x in loop) == multiply_adds
+    assert not [x for x in loop if "(%rsp" in x or "(%rbp" in x and x.startswith("vmov")]
+    assert not [x for x in loop if x.startswith("vmov") and x.rstrip().endswith(")")]  # no stores
+    beside = [x for x in loop if not x.startswith(("vfmadd", "vbroadcast", "vmov", "prefetch"))]
+    assert len(beside) <= 12, beside
+
+
+def test_eight_bit_products_are_exact_at_the_ends_of_their_range() -> None:
+    """-128 x -128 in both places of every pair is what saturating instructions get wrong."""
+    a = torch.tensor([-128, -128, 127, -128], dtype=torch.int8).repeat(64, 16)
+    b = torch.tensor([-128, -128, -128, 127], dtype=torch.int8).repeat(64, 16).T.contiguous()
+    out = torch.zeros(64, 64, dtype=torch.int32)
+    c = torch.zeros(64, 64, dtype=torch.int32)
+    product[(1,)](a, b, c, out, *a.stride(), *b.stride(), 64, 64, 64, M=64, N=64, K=64,
+                  ACC=tl.int32, MASKED=False)  # fmt: skip
+    assert_equal(out, (a.long() @ b.long()).int())
+
+
+@pytest.mark.parametrize(("cpu", "instruction"), [("haswell", "vpmaddwd"), ("x86-64-v4", "vpmaddwd"),
+                                                  ("cascadelake", "vpdpbusd")])  # fmt: skip
+def test_eight_bit_products_multiply_in_pairs(cpu: str, instruction: str) -> None:
+    text = compiled_assembly(cpu, {"a": "*i8", "b": "*i8", "o": "*i32", "N": "constexpr"}, {"N": 64}, plain)
+    assert instruction in text
+    assert "vpmulld" not in text
+    assert "pmaddubsw" not in text
+
+
+@triton.jit
+def panelled(a, b, o, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, W: tl.constexpr):
+    i, p, w = tl.arange(0, M), tl.arange(0, N // W), tl.arange(0, W)
+    acc = tl.zeros((M, N), tl.float32)
+    for at in range(0, k, K):
+        l = at + tl.arange(0, K)  # noqa: E741
+        x = tl.load(a + i[:, None] * k + l[None, :], mask=l[None, :] < k, other=0.0)
+        where = p[None, :, None] * k * W + l[:, None, None] * W + w[None, None, :]
+        y = tl.reshape(tl.load(b + where, mask=l[:, None, None] < k, other=0.0), (K, N))
+        acc = tl.dot(x, y, acc)
+    tl.store(o + i[:, None] * N + tl.arange(0, N)[None, :], acc)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [8, 16, 32, 64])  # also those that no register block of this CPU reads
+@pytest.mark.parametrize(("m", "k"), [(1, 33), (4, 64), (64, 100)])
+def test_an_operand_in_panels(dtype: torch.dtype, width: int, m: int, k: int) -> None:
+    a, b, out = ramp(m, k, dtype=dtype), ramp(k, 64, dtype=dtype, seed=1), torch.empty(m, 64)
+    panels = b.reshape(k, 64 // width, width).transpose(0, 1).contiguous()
+    panelled[(1,)](a, panels, out, k, M=m, N=64, K=32, W=width)
+    torch.testing.assert_close(out.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "znver5"])
+def test_the_search_counts_with_the_register_blocks_that_are_emitted(cpu: str) -> None:
+    chosen = select_cpu(cpu)
+    blocks = micro_kernels(chosen.vector_bits)
+    for m, n in ((64, 64), (1, 64), (2, 64), (16, 16), (4, 8)):
+        types = {"a": "*fp32", "b": "*fp32", "c": "*fp32", "o": "*fp32", **dict.fromkeys(("ar", "ac", "br", "bc", "m",
+                 "n", "k"), "i32"), **dict.fromkeys(("M", "N", "K", "ACC", "MASKED"), "constexpr")}  # fmt: skip
+        constants = {"M": m, "N": n, "K": 16, "ACC": tl.float32, "MASKED": False}
+        text = compiled_assembly(cpu, types, constants, product)  # type: ignore[arg-type]
+        lanes = min(chosen.vector_bits // 32, n)
+        rows, vectors = register_block(blocks, m, n, lanes)
+        assert f"dot_fma_float_{rows}x{vectors}x{lanes}_" in text, (m, n)

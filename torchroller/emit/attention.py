@@ -8,7 +8,7 @@ running maximum, the running sum of exponentials and the weighted sum of values,
 from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
-from .common import Body, Tiling, TritonSource, dependences, finish, next_power, wide_index
+from .common import Body, Tiling, TritonSource, convert_store, dependences, finish, next_power, wide_index
 
 HALF = ("float16", "bfloat16")
 
@@ -17,15 +17,23 @@ def is_attention(expr: TensorExpr) -> bool:
     return len(expr.dots) == 2
 
 
+LONE = Axis("m", 1)  # stands for the queries where there is one alone, whose axis an expression does not have
+
+
 def roles(expr: TensorExpr) -> tuple[list[Axis], Axis, Axis, Axis, Axis]:
-    """(batch axes, m, e, n, d) of an attention expression."""
+    """(batch axes, m, e, n, d) of an attention expression.
+
+    Heads that share keys are rows as much as queries are; the longer of the two axes is m, so that one query of
+    grouped-query attention reads each key once for its whole group.
+    """
     depends = dependences(expr)
     first, second = expr.dots
     q, k, v = depends[first.args[0]], depends[first.args[1]], depends[second.args[1]]
     by_name = {a.name: a for a in expr.axes}
     d, n = by_name[first.over[0]], by_name[second.over[0]]
-    (m,) = [a for a in expr.spatial if a.name in q and a.name not in k and a.name not in v]
     (e,) = [a for a in expr.spatial if a.name in v and a.name not in q]
+    rows = [a for a in expr.spatial if a.name in q and a.name not in k and a.name not in v]
+    m = max(rows, key=lambda a: a.extent, default=LONE)
     batch = [a for a in expr.spatial if a not in (m, e)]
     return batch, m, e, n, d
 
@@ -51,6 +59,7 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     bm, bn, be, bd = (tiling.of(a.name) for a in (m, n, e, d))
     top = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "fmax")
     total = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "sum")
+    lone = m is LONE and bm > 1  # a tile of rows for one query: tl.dot of a GPU takes no less
     score = expr.values[top].args[0]
     body = Body(expr, check=check)
     body.raw_half = frozenset(
@@ -87,6 +96,8 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     body.position[m.name] = "m"
     masked(m, bm, "m")
     operand(first.args[0], {m.name: "m", d.name: "d[None, :]"}, "q")
+    if lone:
+        body.line(f"q = tl.broadcast_to(q, ({bm}, {bd}))")
     body.line(f"acc = tl.zeros(({bm}, {be}), tl.float32)")
     body.line(f"total = tl.zeros(({bm}, 1), tl.float32)")
     body.line(f"top = tl.full(({bm}, 1), -float('inf'), tl.float32)")
@@ -122,12 +133,16 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     body.indent -= 1
     body.position[e.name] = "e"
     masked(e, be, "e")
-    body.line("rows = tl.where(total == 0.0, 1.0, total)  # a query that sees no key gets zeros")
-    body.have = {expr.values.index(second): "acc", top: "top", total: "rows"}
+    body.have = {expr.values.index(second): "acc", top: "top", total: "total"}
     for w in expr.writes:
         body.compute([w.value], depends)
         axes = frozenset(a for ix in w.access.index for a, _ in ix.terms)
-        body.store(w.access, body.have[w.value], w.access.dtype, axes)
+        if not lone:
+            body.store(w.access, body.have[w.value], w.access.dtype, axes)
+            continue
+        mask = body.mask(w.access, axes | {m.name})
+        text = convert_store(body.have[w.value], w.access.dtype)
+        body.line(f"tl.store({w.access.tensor} + ({body.offset(w.access)} + m * 0), {text}, mask={mask})")
     return finish(body, tiling, name, grid)
 
 

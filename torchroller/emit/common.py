@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..expr import Access, TensorExpr, Value
+from ..expr import Access, Affine, TensorExpr, Value
 from ..graph import compute_type
-from ..ops.pointwise import LIBRARY, TABLE
+from ..ops.pointwise import LIBRARY, TABLE, library_functions
 
 TL = {
     "float64": "tl.float64", "float32": "tl.float32", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
@@ -22,6 +22,11 @@ POINTER = {
 }  # fmt: skip
 
 
+# What a kernel stores to `errors`.
+OUT_OF_RANGE, BY_ZERO = 1, 2
+DIVISIONS = ("idiv_by", "imod_by")
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Block extent per axis (a power of two). A spatial axis of block 1 is a scalar of the program; a reduce
@@ -30,7 +35,10 @@ class Tiling:
     blocks: tuple[tuple[str, int], ...]
     num_warps: int = 4
     num_stages: int = 2
+    panel: int = 0  # contraction: columns of B that the register block reads together; 0: the whole block
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
+    variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
+    units: int = 0  # programs of a persistent grid
 
     def of(self, axis: str) -> int:
         return dict(self.blocks).get(axis, 1)
@@ -38,9 +46,10 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Pack:
-    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros.
+    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros to a multiple of `group` tiles.
 
-    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides).
+    Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
+    where k counts several axes, `k_shape` and `k_strides` are theirs.
     Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
     """
 
@@ -52,11 +61,14 @@ class Pack:
     n_strides: tuple[int, ...]
     offset: int
     block: int
+    group: int = 1
+    k_shape: tuple[int, ...] = ()
+    k_strides: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> int:
         """Tiles along the last digit of n."""
-        return -(-self.n_shape[-1] // self.block)
+        return -(-self.n_shape[-1] // (self.block * self.group)) * self.group
 
     @property
     def elements(self) -> int:
@@ -74,7 +86,7 @@ class TritonSource:
     num_warps: int = 4
     num_stages: int = 2
     packs: tuple[Pack, ...] = ()
-    flags: bool = False  # the last parameter is an int32 that is set where an index leaves its tensor
+    flags: bool = False  # the last parameter is an int32 that is set where an index or divisor is not valid
 
     def __str__(self) -> str:
         return self.text
@@ -135,35 +147,53 @@ class Body:
     have: dict[int, str] = field(default_factory=dict)
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
-    check: bool = False  # set a flag where an indirect index leaves its tensor
+    check: bool = False  # set a flag where an indirect index leaves its tensor, or an integer divisor is zero
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
 
     def offset(self, access: Access) -> str:
+        """Elements from the start of the tensor; 64 bits wide, factor by factor, where the tensor needs that."""
+        wide = span(access) >= 1 << 31
+        whole = lambda text: f"tl.cast({text}, tl.int64)" if wide else text  # noqa: E731
         parts = []
         for ix, stride in zip(access.index, access.strides):
             if ix.indirect is not None:
-                parts.append(_times(self.have[ix.indirect], stride))
+                parts.append(_times(whole(self.have[ix.indirect]), stride))
             for a, c in ix.terms:
-                parts.append(_times(self.position[a], c * stride))
-        if access.offset or not parts:
-            parts.append(str(access.offset))
+                parts.append(_times(whole(self.position[a]), c * stride))
+        start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
+        if start or not parts:
+            parts.append(f"tl.full((), {start}, tl.int64)" if wide else str(start))
         return " + ".join(parts)
 
     def mask(self, access: Access, depends: Iterable[str]) -> str | None:
-        terms = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        terms = list(dict.fromkeys(self.masks[a] for a in sorted(depends) if a in self.masks))
         for ix, size in zip(access.index, access.shape):
             if ix.indirect is not None:
                 v = self.have[ix.indirect]
                 terms += [f"({v} >= 0)", f"({v} < {size})"]
+            elif access.bounded:
+                terms += self.inside(ix, size)
         return " & ".join(terms) if terms else None
+
+    def inside(self, ix: Affine, size: int) -> list[str]:
+        """Tests that an affine index lies in [0, size), where it may not."""
+        extent = {a.name: a.extent for a in self.expr.axes}
+        low = ix.offset + sum(min(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        high = ix.offset + sum(max(0, c * (extent[a] - 1)) for a, c in ix.terms)
+        text = " + ".join(
+            [*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])]
+        )
+        return [
+            f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed
+        ]
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
         if self.check:
             self.check_indices(access, depends)
         mask = self.mask(access, depends)
-        tail = f", mask={mask}, other=0" if mask else ""
+        tail = f", mask={mask}, other={number_text(access.fill, access.dtype)}" if mask else ""
         text = f"tl.load({access.tensor} + ({self.offset(access)}){tail})"
         if access.dtype == "bool":
             text = f"({text} != 0)"
@@ -180,7 +210,19 @@ class Body:
                 every = " + ".join(
                     [f"{v} * 0", *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks)]
                 )
-                self.line(f"tl.store(errors + ({every}), 1, mask={bad})")
+                self.line(f"tl.store(errors + ({every}), {OUT_OF_RANGE}, mask={bad})")
+
+    def check_divisor(self, v: Value, depends: Iterable[str]) -> None:
+        """Flags an integer division by zero. `depends` are the axes of the divisor."""
+        y = self.have[v.args[1]]
+        inside = [self.masks[a] for a in sorted(depends) if a in self.masks]
+        every = " + ".join(
+            [
+                f"({y} * 0).to(tl.int32)",
+                *(f"{self.position[a]} * 0" for a in sorted(depends) if a in self.masks),
+            ]
+        )
+        self.line(f"tl.store(errors + ({every}), {BY_ZERO}, mask={' & '.join([f'({y} == 0)', *inside])})")
 
     def call(self, v: Value) -> str:
         args = [self.have[a] for a in v.args]
@@ -192,9 +234,8 @@ class Body:
             return convert(args[0], self.expr.values[v.args[0]].dtype, v.dtype)
         entry = TABLE[v.fn or ""]
         text = entry.text.format(*args)
-        for name in LIBRARY:
-            if f"{name}(" in entry.text and f"tl.{name}(" not in entry.text:
-                self.need(name)
+        for name in library_functions(entry.text):
+            self.need(name)
         return text
 
     def need(self, name: str) -> None:
@@ -236,6 +277,8 @@ class Body:
             elif v.kind == "load" and v.access is not None:
                 self.define(n, self.load(n, v.access, depends[n]))
             elif v.kind == "call":
+                if self.check and v.fn in DIVISIONS:
+                    self.check_divisor(v, depends[v.args[1]])
                 self.define(n, self.call(v))
             else:
                 raise AssertionError(f"v{n} = {v} is not computed yet")
@@ -292,7 +335,10 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     names, types = pointers(body.expr)
     if body.check:
         names, types = (*names, "errors"), (*types, "*i32")
-    out = ["import triton", "import triton.language as tl", ""]
+    out = ["import triton", "import triton.language as tl"]
+    if any("libdevice." in line for line in body.lines):
+        out += ["from triton.language.extra import libdevice"]
+    out += [""]
     for fn in sorted(body.library):
         out += ["", LIBRARY[fn][0]]
     out += ["", "@triton.jit", f"def {name}({', '.join(names)}):"]
@@ -302,17 +348,17 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages, packs, body.check)
 
 
-def indirect(expr: TensorExpr) -> bool:
-    """Does the kernel read at positions that are themselves data?"""
-    return any(access.bounded for access in expr.loads)
+def fallible(expr: TensorExpr) -> bool:
+    """Does the kernel read or write at positions that are themselves data, or divide integers by data?"""
+    accesses = (*expr.loads, *(w.access for w in expr.writes))
+    return any(a.gathers for a in accesses) or any(v.fn in DIVISIONS for v in expr.values)
+
+
+def span(access: Access) -> int:
+    """The farthest element from the start of the tensor that an access may touch."""
+    return abs(access.offset) + sum(abs(st) * (size - 1) for st, size in zip(access.strides, access.shape))
 
 
 def wide_index(expr: TensorExpr) -> bool:
     """Do offsets leave 32 bits?"""
-    for access in (*expr.loads, *(w.access for w in expr.writes)):
-        span = abs(access.offset) + sum(
-            abs(st) * (size - 1) for st, size in zip(access.strides, access.shape)
-        )
-        if span >= 1 << 31:
-            return True
-    return False
+    return any(span(access) >= 1 << 31 for access in (*expr.loads, *(w.access for w in expr.writes)))

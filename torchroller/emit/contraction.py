@@ -2,7 +2,8 @@
 
 A program owns one BLOCK_M x BLOCK_N tile of C and walks k in steps of BLOCK_K. Axes beyond one of rows and one
 of columns (batch, heads) are scalars decoded from the program number. Masks appear only on axes that the block
-does not divide. A constant B may come packed as [n tile][k][BLOCK_N]: its tile is then one run of memory.
+does not divide. A constant B may come packed as [n tile][k][BLOCK_N], so that its tile is one run of memory; for a
+CPU as [n tile][panel][k][columns of the register block], so that what the innermost loop reads is one run.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class _Contraction:
 
     def main_loop(self) -> None:
         body, k = self.body, self.k
-        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.float32)")
+        whole = self.dot.dtype == "int32"
+        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.{self.dot.dtype})")
         single = self.bk >= k.extent
         if not single:
             body.line(f"for k0 in range(0, {k.extent}, {self.bk}):")
@@ -146,7 +148,8 @@ class _Contraction:
         masked = k.extent % self.bk != 0
         a = self.operand(0, "k[None, :]", masked)
         b = self.packed_tile(masked) if self.pack else self.operand(1, "k[:, None]", masked)
-        body.line(f'acc = tl.dot({a}, {b}, acc, input_precision="ieee")')
+        precision = "out_dtype=tl.int32" if whole else 'input_precision="ieee"'
+        body.line(f"acc = tl.dot({a}, {b}, acc, {precision})")
         if not single:
             body.indent -= 1
         body.have = {self.number: "acc"}
@@ -178,15 +181,21 @@ class _Contraction:
         return name
 
     def packed_tile(self, masked: bool) -> str:
-        """One run of memory: [n tile][k][block]."""
-        layout = self.pack_layout()
-        tile = self.column_tile()
-        start = f"{tile} * {layout.k * layout.block} + " if tile != "0" else ""
-        mask = f", mask=k[:, None] < {self.k.extent}, other=0" if masked else ""
-        self.body.line(
-            f"b = tl.load({layout.tensor} + ({start}k[:, None] * {layout.block} + "
-            f"tl.arange(0, {layout.block})[None, :]){mask})"
+        """This program's columns, next BLOCK_K rows, of the packed B."""
+        layout, tile = self.pack_layout(), self.column_tile()
+        start = f"{tile} * {layout.k * self.bn} + " if tile != "0" else ""
+        wide, panels = layout.block, self.bn // layout.block
+        if panels == 1:
+            mask = f", mask=k[:, None] < {self.k.extent}, other=0" if masked else ""
+            at = f"{start}k[:, None] * {wide} + tl.arange(0, {wide})[None, :]"
+            self.body.line(f"b = tl.load({layout.tensor} + ({at}){mask})")
+            return "b"
+        mask = f", mask=k[:, None, None] < {self.k.extent}, other=0" if masked else ""
+        at = (
+            f"{start}k[:, None, None] * {wide} + tl.arange(0, {panels})[None, :, None] * {layout.k * wide} + "
+            f"tl.arange(0, {wide})[None, None, :]"
         )
+        self.body.line(f"b = tl.reshape(tl.load({layout.tensor} + ({at}){mask}), ({self.bk}, {self.bn}))")
         return "b"
 
     def column_tile(self) -> str:
@@ -207,8 +216,10 @@ class _Contraction:
         assert b.access is not None
         ordered = [a for a in self.n if a is not self.tile_n] + ([self.tile_n] if self.tile_n else [])
         strides = tuple(b.access.stride_of(a.name) for a in ordered)
+        wide = min(self.tiling.panel or self.bn, self.bn)
         return Pack(b.access.tensor, b.dtype, self.k.extent, b.access.stride_of(self.k.name),
-                    tuple(a.extent for a in ordered) or (1,), strides or (0,), b.access.offset, self.bn)  # fmt: skip
+                    tuple(a.extent for a in ordered) or (1,), strides or (0,), b.access.offset, wide,
+                    self.bn // wide)  # fmt: skip
 
     def epilogue(self) -> None:
         body = self.body

@@ -14,7 +14,59 @@ DOT_TYPES = ("float32", "float16", "bfloat16")
 def dot(cx: Context, a: Node, b: Node) -> Node:
     if a.dtype != b.dtype or a.dtype not in DOT_TYPES:
         raise NotLowered(f"a matrix product of {a.dtype} and {b.dtype}")
-    return cx.b.dot(a, b, "float32")
+    quantised = scaled_columns(cx, b)
+    if quantised is None:
+        return cx.b.dot(a, b, "float32")
+    weight, scale = quantised
+    value = cx.b.dot(a, weight, "float32")
+    return cx.b.call("mul", "float32", value, cx.b.cast(scale, "float32"))
+
+
+def scaled_columns(cx: Context, b: Node) -> tuple[Node, Node] | None:
+    """(integers as b's type, scale per column) of b[k, n] = integers[k, n] * scale[n].
+
+    The product is scaled instead of the weight: integers are converted where the kernel reads them, and no
+    weight of full size is made.
+    """
+    order = tuple(range(len(b.shape)))
+    base = b
+    while base.kind == "view" and base.view[0] == "permute":
+        order = tuple(base.view[1][d] for d in order)
+        base = base.args[0]
+    if base.kind != "pointwise" or base.fn != "mul" or len(b.shape) != 2:
+        return None
+    for weight, scale in (base.args, base.args[::-1]):
+        whole = (
+            weight.kind == "pointwise" and weight.fn == "cast" and weight.args[0].dtype in ("int8", "uint8")
+        )
+        if not whole:
+            continue
+        columns = order[1]  # the dimension of the product below the views that is n
+        source = scale
+        while source.kind == "pointwise" and source.fn == "cast":
+            source = source.args[0]
+        if source.kind != "view" or source.view[0] != "expand":
+            return None
+        have = source.args[0].shape
+        if have[1 - columns] != 1:
+            return None
+        line = cx.b.reshape(source.args[0], (have[columns],))
+        return cx.b.permute(weight, order), cx.b.expand(line, (b.shape[1],))
+    return None
+
+
+@rule("aten._int_mm")
+def _int_mm(cx: Context, a: Node, b: Node) -> Node:
+    if a.dtype != "int8" or b.dtype != "int8":
+        raise NotLowered(f"an integer product of {a.dtype} and {b.dtype}")
+    return cx.b.dot(a, b, "int32")
+
+
+@rule("aten._weight_int8pack_mm")
+def _int8_weight(cx: Context, x: Node, weight: Node, scales: Node) -> Node:
+    b = cx.b
+    value = b.dot(x, b.permute(b.cast(weight, x.dtype), (1, 0)), "float32")
+    return b.cast(b.call("mul", "float32", value, b.cast(scales, "float32")), cx.dtype)
 
 
 @rule("aten.mm", "aten.bmm")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import NotLowered
-from ..graph import DTYPE_NAMES, FLOATS, Node
+from ..graph import DTYPE_NAMES, FLOATS, Node, compute_type
 from .pointwise import ATEN
 from .registry import Context, rule
 
@@ -43,6 +43,10 @@ for _aten, _fn in ATEN.items():
     rule(f"aten.{_aten}")(_simple(_fn))
 
 
+# whole numbers up to here have no gaps in a floating-point type
+EXACT_WHOLE = {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11, "bfloat16": 1 << 8}
+
+
 @rule("prims.convert_element_type")
 def _convert(cx: Context, x: Node, dtype: torch.dtype) -> Node:
     return cx.b.cast(x, cx.dtype)
@@ -61,6 +65,18 @@ def _alias(cx: Context, x: Node, **kw: Any) -> Node:
     return x
 
 
+@rule("aten.empty", "aten.empty_permuted", "aten.empty_strided", "aten.empty_like", "aten.new_empty")
+def _empty(cx: Context, *args: Any, **kw: Any) -> Node:
+    """Any values will do; what fills it comes next."""
+    return cx.b.const(0, cx.dtype, cx.shape)
+
+
+@rule("aten.copy")
+def _copy(cx: Context, x: Node, source: Node, non_blocking: bool = False) -> Node:
+    """What x holds after x.copy_(source); x gives the shape and the type."""
+    return cx.b.expand(cx.b.cast(source, cx.dtype), cx.shape)
+
+
 @rule("aten.clone")
 def _clone(cx: Context, x: Node, *, memory_format: Any = None) -> Node:
     """A copy that changes the layout is kept: it says in which order its producer should write."""
@@ -76,6 +92,11 @@ def add(cx: Context, x: Any, y: Any, *, alpha: Any = 1, fn: str = "add") -> Node
     if alpha != 1:
         c = cx.b.call("mul", dtype, c, cx.b.const(alpha, dtype))
     return cx.b.call(fn, dtype, a, c)
+
+
+@rule("prims.fma")
+def _fma(cx: Context, x: Node, y: Node, z: Node) -> Node:
+    return cx.b.call("fma", cx.dtype, x, y, z)
 
 
 @rule("aten.sub")
@@ -131,27 +152,23 @@ def _nonzero(cx: Context, x: Node) -> Node:
     return cx.b.call("ne", "bool", x, cx.b.const(0, x.dtype), compute=x.dtype)
 
 
-def _constant_divisor(y: Any) -> int:
+def _rest_and_quotient(cx: Context, x: Any, y: Any) -> tuple[Node, Node, Node, Node]:
+    """(x, y, x % y, x / y) of integers, rounded towards zero. A tensor's zeros raise at run time, as in ATen."""
+    dtype, b = cx.dtype, cx.b
     number = y.number if isinstance(y, Node) and y.kind == "const" else y
-    if isinstance(number, (Node, bool)) or int(number) in (0, -1):
-        # ATen raises for a zero divisor and a machine division by it would trap
-        raise NotLowered("an integer divisor that may be zero")
-    return int(number)
+    known = not isinstance(number, Node) and int(number) not in (0, -1)
+    a, c = cx.node(x, dtype), cx.node(int(number) if known else y, dtype)
+    rest, quotient = ("fmod", "idiv") if known else ("imod_by", "idiv_by")
+    return a, c, b.call(rest, dtype, a, c), b.call(quotient, dtype, a, c)
 
 
 def _integer_div(cx: Context, x: Any, y: Any, rounding_mode: str | None) -> Node:
     dtype, b = cx.dtype, cx.b
-    divisor = _constant_divisor(y)
-    a, c = cx.node(x, dtype), b.const(divisor, dtype)
-    quotient = b.call("idiv", dtype, a, c)
+    _, c, rest, quotient = _rest_and_quotient(cx, x, y)
     if rounding_mode == "trunc" or dtype.startswith("u"):
         return quotient
-    rest = b.call("fmod", dtype, a, c)
     down = b.call(
-        "and",
-        "bool",
-        _nonzero(cx, rest),
-        b.call("ne", "bool", _below(cx, rest, 0), b.const(divisor < 0, "bool")),
+        "and", "bool", _nonzero(cx, rest), b.call("ne", "bool", _below(cx, rest, 0), _below(cx, c, 0))
     )
     return b.call("sub", dtype, quotient, b.cast(down, dtype))
 
@@ -159,10 +176,11 @@ def _integer_div(cx: Context, x: Any, y: Any, rounding_mode: str | None) -> Node
 @rule("aten.remainder")
 def _remainder(cx: Context, x: Any, y: Any) -> Node:
     dtype, b = cx.dtype, cx.b
-    if dtype not in FLOATS:
-        y = _constant_divisor(y)
-    a, c = cx.node(x, dtype), cx.node(y, dtype)
-    rest = b.call("fmod", dtype, a, c)
+    if dtype in FLOATS:
+        a, c = cx.node(x, dtype), cx.node(y, dtype)
+        rest = b.call("fmod", dtype, a, c)
+    else:
+        _, c, rest, _ = _rest_and_quotient(cx, x, y)
     if dtype.startswith("u"):
         return rest
     wrong = b.call(
@@ -174,7 +192,7 @@ def _remainder(cx: Context, x: Any, y: Any) -> Node:
 @rule("aten.fmod")
 def _fmod(cx: Context, x: Any, y: Any) -> Node:
     if cx.dtype not in FLOATS:
-        y = _constant_divisor(y)
+        return _rest_and_quotient(cx, x, y)[2]
     return cx.b.call("fmod", cx.dtype, cx.node(x, cx.dtype), cx.node(y, cx.dtype))
 
 
@@ -182,15 +200,21 @@ def _fmod(cx: Context, x: Any, y: Any) -> Node:
 def _pow(cx: Context, x: Any, y: Any) -> Node:
     b, dtype = cx.b, cx.dtype
     exponent = y.number if isinstance(y, Node) and y.kind == "const" else y
+    if dtype == "bool":
+        raise NotLowered("pow of bool")
     if isinstance(exponent, Node) or not isinstance(x, Node):
-        raise NotLowered("pow with a tensor exponent")
+        return b.call("pow" if dtype in FLOATS else "ipow", dtype, cx.node(x, dtype), cx.node(y, dtype))
     a = cx.node(x, dtype)
-    if exponent in (0.5, -0.5) and dtype in FLOATS:
+    if dtype not in FLOATS:
+        if exponent < 0:
+            return b.call("ipow", dtype, a, b.const(exponent, dtype))
+        return _integer_power(cx, a, int(exponent))
+    if exponent in (0.5, -0.5):
         return b.call("sqrt" if exponent > 0 else "rsqrt", dtype, a)
-    if float(exponent).is_integer() and 0 <= abs(exponent) <= 8 and (exponent >= 0 or dtype in FLOATS):
+    if float(exponent).is_integer() and abs(exponent) <= 8:
         power = _integer_power(cx, a, abs(int(exponent)))
         return power if exponent >= 0 else b.call("reciprocal", dtype, power)
-    raise NotLowered(f"pow with exponent {exponent}")
+    return b.call("pow", dtype, a, b.const(exponent, dtype))
 
 
 def _integer_power(cx: Context, a: Node, n: int) -> Node:
@@ -291,9 +315,44 @@ def _sign(cx: Context, x: Node) -> Node:
 
 @rule("aten.round")
 def _round(cx: Context, x: Node, *, decimals: int = 0) -> Node:
-    if decimals != 0:
-        raise NotLowered("round to a number of decimals")
-    return cx.b.call("round", cx.dtype, x) if cx.dtype in FLOATS else x
+    b, dtype = cx.b, cx.dtype
+    if dtype not in FLOATS:
+        if decimals < 0:
+            raise NotLowered("rounding integers to a negative number of decimals")
+        return x
+    if decimals == 0:
+        return b.call("round", dtype, x)
+    if dtype in ("float16", "bfloat16"):
+        raise NotLowered("round to a number of decimals of half types rounds between its steps")
+    power = b.const(10.0 ** abs(decimals), dtype)
+    up, down = ("mul", "div") if decimals > 0 else ("div", "mul")
+    return b.call(down, dtype, b.call("round", dtype, b.call(up, dtype, x, power)), power)
+
+
+def _rounding(fn: str) -> Any:
+    def lower(cx: Context, x: Node) -> Node:
+        return cx.b.call(fn, cx.dtype, x) if cx.dtype in FLOATS else x
+
+    return lower
+
+
+for _name in ("floor", "ceil", "trunc"):
+    rule(f"aten.{_name}")(_rounding(_name))
+
+
+@rule("aten.signbit")
+def _signbit(cx: Context, x: Node) -> Node:
+    """A minus sign, that of -0.0 too."""
+    b, dtype = cx.b, compute_type(x.dtype)
+    if dtype not in FLOATS:
+        return cx.b.const(False, "bool", x.shape) if dtype == "bool" else _below(cx, x, 0)
+    return _below(cx, b.call("copysign", dtype, b.const(1, dtype), b.cast(x, dtype)), 0)
+
+
+@rule("aten.copysign")
+def _copysign(cx: Context, x: Any, y: Any) -> Node:
+    dtype = cx.dtype
+    return cx.b.call("copysign", dtype, cx.node(x, dtype), cx.node(y, dtype))
 
 
 @rule("aten.isnan")
@@ -364,17 +423,22 @@ def _ones(cx: Context, *args: Any, **kw: Any) -> Node:
 
 @rule("aten.arange", "prims.iota")
 def _arange(cx: Context, *args: Any, **kw: Any) -> Node:
-    if cx.dtype in FLOATS:
-        raise NotLowered("a floating-point arange")
+    b, dtype = cx.b, cx.dtype
     numbers = [a for a in args if not isinstance(a, Node)]
     if "start" in kw:  # prims.iota(length, *, start, step)
         start, step = kw["start"], kw["step"]
     else:
         start = numbers[0] if len(numbers) > 1 else 0
         step = numbers[2] if len(numbers) > 2 else 1
-    if not all(isinstance(v, int) for v in (start, step)):
-        raise NotLowered("an arange with fractional steps")
-    return cx.b.iota(cx.shape[0], start, step, cx.dtype)
+    if all(isinstance(v, int) for v in (start, step)) and dtype not in FLOATS:
+        return b.iota(cx.shape[0], start, step, dtype)
+    if dtype not in FLOATS:
+        raise NotLowered("an arange of integers with fractional steps")
+    # as ATen: start + step * i in double precision, then rounded
+    at = b.call(
+        "mul", "float64", b.cast(b.iota(cx.shape[0], 0, 1, "int64"), "float64"), b.const(step, "float64")
+    )
+    return b.cast(b.call("add", "float64", at, b.const(start, "float64")), dtype)
 
 
 def _wide(dtype: str) -> str:

@@ -10,6 +10,8 @@ from ..errors import NotLowered
 from ..graph import FLOATS, Node
 from .registry import Context, rule
 
+SETTLED_ROWS = 16  # a factor per channel that is used at least so often is computed first
+
 
 def _dims(x: Node, dims: Any) -> tuple[int, ...]:
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
@@ -41,6 +43,27 @@ def _mean(cx: Context, x: Node, dims: Any = None, keepdim: bool = False, *, dtyp
 def mean(cx: Context, x: Node, dims: Sequence[int], keepdim: bool) -> Node:
     total = cx.b.reduce("sum", x, dims, x.dtype, keepdim)
     return cx.b.call("mul", x.dtype, total, cx.b.const(1 / _count(x, dims), x.dtype))
+
+
+@rule("aten.linalg_vector_norm")
+def _vector_norm(
+    cx: Context, x: Node, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Node:
+    b, wide = cx.b, _wide(cx.dtype)
+    x, over = b.cast(x, wide), _dims(x, dims)
+    if order == 0:
+        present = b.cast(b.call("ne", "bool", x, b.const(0, wide), compute=wide), wide)
+        return b.cast(b.reduce("sum", present, over, wide, keepdim), cx.dtype)
+    size = b.call("abs", wide, x)
+    if math.isinf(order):
+        return b.cast(b.reduce("max" if order > 0 else "min", size, over, wide, keepdim), cx.dtype)
+    if order == 1:
+        return b.cast(b.reduce("sum", size, over, wide, keepdim), cx.dtype)
+    if order == 2:
+        total = b.reduce("sum", b.call("mul", wide, x, x), over, wide, keepdim)
+        return b.cast(b.call("sqrt", wide, total), cx.dtype)
+    total = b.reduce("sum", b.call("pow", wide, size, b.const(order, wide)), over, wide, keepdim)
+    return b.cast(b.call("pow", wide, total, b.const(1 / order, wide)), cx.dtype)
 
 
 @rule("aten.prod")
@@ -236,11 +259,30 @@ def _batch_norm_inference(
     if {1, 2} & cx.used:
         raise NotLowered("a saved statistic of inference batch norm is used")
     wide = cx.b.cast(x, _wide(x.dtype))
+    if len(x.shape) > 2 and x.numel >= SETTLED_ROWS * x.shape[1]:
+        return cx.b.cast(_scaled(cx, wide, weight, bias, running_mean, running_var, eps), x.dtype), None, None
     average, variance = _per_channel(cx, x, running_mean), _per_channel(cx, x, running_var)
     assert variance is not None
     y, _ = _normalised(cx, wide, average, variance, eps)
     out = affine(cx, y, _per_channel(cx, x, weight), _per_channel(cx, x, bias))
     return cx.b.cast(out, x.dtype), None, None
+
+
+def _scaled(cx: Context, x: Node, weight: Any, bias: Any, mean: Node, variance: Node, eps: float) -> Node:
+    """x * scale + shift, with one scale and shift per channel: a multiply-add behind a convolution."""
+    b, kind = cx.b, x.dtype
+    mean, variance = b.cast(mean, kind), b.cast(variance, kind)
+    scale = b.call("rsqrt", kind, b.call("add", kind, variance, b.const(eps, kind)))
+    if weight is not None:
+        scale = b.call("mul", kind, scale, b.cast(weight, kind))
+    scale = b.settled(scale)
+    shift = b.call("neg", kind, b.call("mul", kind, mean, scale))
+    if bias is not None:
+        shift = b.call("add", kind, shift, b.cast(bias, kind))
+    shift = b.settled(shift)
+    per_channel = (x.shape[1], *(1,) * (len(x.shape) - 2))
+    product = b.call("mul", kind, x, b.reshape(scale, per_channel))
+    return b.call("add", kind, product, b.reshape(shift, per_channel))
 
 
 @rule("aten._native_batch_norm_legit_functional")
@@ -273,7 +315,8 @@ def _batch_norm_training(
         kept = b.call("mul", kind, b.cast(old, kind), b.const(1 - momentum, kind))
         return b.cast(b.call("add", kind, kept, b.call("mul", kind, new, b.const(momentum, kind))), old.dtype)
 
-    return out, average, rstd, blend(running_mean, average), blend(running_var, unbiased)
+    saved = (b.cast(v, str(cx.out(1).dtype).removeprefix("torch.")) for v in (average, rstd))
+    return out, *saved, blend(running_mean, average), blend(running_var, unbiased)
 
 
 @rule("aten._softmax")

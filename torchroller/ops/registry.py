@@ -26,6 +26,13 @@ class Context:
     b: Builder
     meta: Any
     used: frozenset[int] = frozenset()
+    call_aten: Callable[[Any, torch.Tensor, str], Node] | None = None
+    operands: tuple[Any, ...] = ()  # what ATen's meta functions say of the tensor arguments, in order
+
+    def extern(self, target: Callable[[], torch.Tensor], meta: torch.Tensor, reason: str) -> Node:
+        """The result of a call that the plan makes as it stands; `meta` is what it looks like."""
+        assert self.call_aten is not None
+        return self.call_aten(target, meta, reason)
 
     def out(self, number: int | None = None) -> torch.Tensor:
         """Fake tensor of the (numbered) result."""

@@ -57,6 +57,27 @@ def _select(cx: Context, x: Node, dim: int, at: int) -> Node:
     return cx.b.select(x, dim, at % x.shape[dim])
 
 
+@rule("aten.diagonal")
+def _diagonal(cx: Context, x: Node, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Node:
+    """Of the two dimensions as one: a walk by its row length plus one."""
+    rank = len(x.shape)
+    dim1, dim2 = dim1 % rank, dim2 % rank
+    rest = [d for d in range(rank) if d not in (dim1, dim2)]
+    rows, columns = x.shape[dim1], x.shape[dim2]
+    flat = cx.b.reshape(cx.b.permute(x, (*rest, dim1, dim2)), (*cx.shape[:-1], rows * columns))
+    first = offset if offset >= 0 else -offset * columns
+    return cx.b.slice(flat, rank - 2, first, cx.shape[-1], columns + 1)
+
+
+@rule("aten.repeat")
+def _repeat(cx: Context, x: Node, repeats: Sequence[int]) -> Node:
+    front = len(repeats) - len(x.shape)
+    shape = (1,) * front + x.shape
+    spread = [s for n, size in zip(repeats, shape) for s in (n, size)]
+    folded = cx.b.reshape(x, [s for size in shape for s in (1, size)])
+    return cx.b.reshape(cx.b.expand(folded, spread), cx.shape)
+
+
 @rule("aten.split", "aten.split_with_sizes")
 def _split(cx: Context, x: Node, sizes: Any, dim: int = 0) -> tuple[Node, ...]:
     dim %= len(x.shape)
@@ -72,6 +93,19 @@ def _split(cx: Context, x: Node, sizes: Any, dim: int = 0) -> tuple[Node, ...]:
 def _unbind(cx: Context, x: Node, dim: int = 0) -> tuple[Node, ...]:
     dim %= len(x.shape)
     return tuple(cx.b.select(x, dim, i) for i in range(x.shape[dim]))
+
+
+@rule("aten.as_strided")
+def _as_strided(
+    cx: Context, x: Node, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> Node:
+    """Only other names for the steps of dimensions that have one element, as adaptive pooling gives them."""
+    source = cx.operands[0]
+    start = source.storage_offset() if offset is None else offset
+    same = tuple(size) == x.shape and start == source.storage_offset()
+    if not same or any(s > 1 and int(a) != int(b) for s, a, b in zip(size, stride, source.stride())):
+        raise NotLowered("a view by strides")
+    return x
 
 
 @rule("aten.flip")

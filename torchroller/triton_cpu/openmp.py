@@ -6,6 +6,7 @@ A second OpenMP runtime in the process would give a second pool on the same core
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,14 +15,28 @@ from pathlib import Path
 _RUNTIMES = ("libgomp", "libomp", "libiomp5")
 
 _found: tuple[int, ctypes.CDLL] | None = None
+_forked = False
+
+
+def _after_fork() -> None:
+    """The threads of the parent's pool do not exist in a forked child, and waiting for them would never end."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def gomp_parallel() -> int:
-    """Address of GOMP_parallel in the runtime that this process has loaded; 0 while there is none.
+    """Address of GOMP_parallel in the runtime that this process has loaded; 0 while there is none, and in a child
+    of fork().
 
     A kernel launched with 0 runs on the calling thread alone.
     """
     global _found
+    if _forked:
+        return 0
     if _found is None:
         for path in _rank(_mapped_runtimes()):
             try:

@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..vector_unit import vector_unit
 from .base import RowGroups, Tile, check_weight, pack_row_groups, runs_alive
-
-MAX_GROUP = 8
-"""Rows that a kernel accumulates at once: with 32 tokens, 16 of the 32 vector registers of AVX-512."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +30,7 @@ class Block(RowGroups):
         tile: Tile | None = None,
         group: int | None = None,
     ) -> Block:
-        """dense [N, K]; `block` (bm, bk) with bm a power of two; `group` defaults to min(bm, 8)."""
+        """dense [N, K]; `block` (bm, bk) with bm a power of two; `group` defaults to as many rows as registers hold."""
         dense, mask = check_weight(dense, mask, "Block")
         bm, bk = block
         if bm < 1 or bm & (bm - 1) or bk < 1:
@@ -40,7 +38,7 @@ class Block(RowGroups):
         tile = tile or Tile(rows=max(32, bm))
         if tile.rows % bm:
             raise ValueError(f"Block.pack: a tile of {tile.rows} rows cannot hold blocks of {bm} rows")
-        group = group or min(bm, MAX_GROUP)
+        group = group or min(bm, vector_unit(dense.device).max_group)
         if bm % group:
             raise ValueError(f"Block.pack: blocks of {bm} rows do not split into groups of {group}")
         n, k = dense.shape

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..vector_unit import vector_unit
 from .base import SparseFormat, Tile, Work, check_weight
 
 
@@ -22,7 +23,7 @@ class Dense(SparseFormat):
 
     @classmethod
     def pack(
-        cls, dense: Tensor, mask: Tensor | None = None, tile: Tile | None = None, group: int = 8
+        cls, dense: Tensor, mask: Tensor | None = None, tile: Tile | None = None, group: int | None = None
     ) -> Dense:
         """dense [N, K]; a mask zeroes what is pruned but nothing is skipped."""
         if mask is not None:
@@ -30,6 +31,7 @@ class Dense(SparseFormat):
         elif dense.dim() != 2:
             raise ValueError(f"Dense.pack: the weight must have 2 dimensions, got shape {tuple(dense.shape)}")
         tile = tile or Tile()
+        group = group or vector_unit(dense.device).max_group
         if tile.rows % group:
             raise ValueError(f"Dense.pack: a tile of {tile.rows} rows cannot hold groups of {group} rows")
         n, k = dense.shape

@@ -99,7 +99,7 @@ class Quantized(SparseFormat):
         elif fine:
             inner = FineGrained.pack(q, mask, tile)
         else:
-            inner = Dense.pack(q, None, tile, group or 8)
+            inner = Dense.pack(q, None, tile, group)
         return cls.wrap(inner, scale.contiguous())
 
     @classmethod

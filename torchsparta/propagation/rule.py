@@ -46,6 +46,26 @@ class Rule:
         return em.same()
 
 
+class Made(Rule):
+    """An operator that takes a tensor for its shape and type only: zeros_like, full_like, new_zeros, …
+
+    Its result is known whatever the tensor holds, and nothing of the tensor is needed.
+    """
+
+    def forward(self, call: Call) -> Any:
+        blank = [torch.zeros((), dtype=f.dtype).expand(f.shape) for f in call.inputs]
+        try:
+            result = call.invoke(blank)
+        except (RuntimeError, NotImplementedError, TypeError):
+            return unknown(call.out, call.confidence)
+        if not isinstance(result, Tensor) or result.is_complex():
+            return unknown(call.out, call.confidence)
+        return Facts.of(torch.ones((), dtype=torch.bool), result.double(), call.out)
+
+    def backward(self, call: Call, out: Any, need: Any) -> Needs:
+        return [None] * len(call.inputs)
+
+
 def everything(facts: Facts) -> Tensor:
     return torch.ones((1,) * len(facts.shape), dtype=torch.bool)
 

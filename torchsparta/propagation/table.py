@@ -33,9 +33,10 @@ from .movement import (
 from .pointwise import Add, And, Divide, MaskedFill, Multiply, Or, Where
 from .recurrent import Lstm
 from .reduce import ChannelAffine, LayerNorm, Reduction, Softmax, Window
-from .rule import Pointwise, Rule
+from .rule import Made, Pointwise, Rule
 
 _POINTWISE = Pointwise()
+_MADE = Made()
 
 RULES: dict[str, Rule] = {
     # pointwise, one operand may decide
@@ -54,13 +55,20 @@ RULES: dict[str, Rule] = {
     # pointwise, not tagged so
     **dict.fromkeys(
         ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as", "dropout",
-         "alpha_dropout", "feature_dropout", "relu6", "hardswish", "hardsigmoid", "mish", "rsub"),
+         "alpha_dropout", "feature_dropout", "lift_fresh", "relu6", "hardswish", "hardsigmoid", "mish", "rsub"),
         _POINTWISE,
+    ),
+    # made from a shape; without a tensor among the arguments (zeros, arange, …) they are evaluated like any constant
+    **dict.fromkeys(
+        ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full",
+         "arange", "scalar_tensor", "prims::iota"),
+        _MADE,
     ),
     # contractions
     "linear": Linear(0, 1, 2),
     "addmm": Linear(1, 2, 0, transposed=True),
     "mm": Matmul(0, 1),
+    "mv": Matmul(0, 1),
     "bmm": Matmul(0, 1),
     "matmul": Matmul(0, 1),
     "baddbmm": Matmul(1, 2, 0),
@@ -74,7 +82,7 @@ RULES: dict[str, Rule] = {
     # movement
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy",
-         "_reshape_copy", "squeeze_copy", "unsqueeze_copy"),
+         "_reshape_copy", "_reshape_alias", "squeeze_copy", "unsqueeze_copy"),
         Reshape(),
     ),
     **dict.fromkeys(
@@ -98,12 +106,13 @@ RULES: dict[str, Rule] = {
     "index_select": Gather("index_select"),
     "gather": Gather("gather"),
     "index": Gather("index"),
+    "_unsafe_index": Gather("index"),
     # along dimensions
     **dict.fromkeys(
         ("sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "argmax", "argmin", "max", "min"),
         Reduction(1),
     ),
-    **dict.fromkeys(("var", "std", "nansum"), Reduction(1)),
+    **dict.fromkeys(("var", "std", "var_mean", "nansum"), Reduction(1)),
     "linalg_vector_norm": Reduction(2),
     **dict.fromkeys(("cumsum", "cumprod", "log_softmax", "_log_softmax"), Reduction(1, "scan")),
     **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), Softmax()),

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..formats import NM, Dense, RowGroups, SparseFormat
 from ..formats.base import Tile, round_up
 from ..formats.quantized import Quantized
+from ..vector_unit import vector_unit
 from .pieces import ConvSpec, Epilogue, image_panel_program, panel_program, quantized_panel_program
-from .plan import Open, Plan, Space, Step
+from .plan import Open, Plan, Repeats, Space, Step
 from .program import Launch
 from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
 
@@ -28,13 +29,13 @@ MOST_PLANS = 64
 """Input shapes for which a layer keeps its launches prepared."""
 
 
-def tokens_per_panel(m: int, group: int) -> int:
-    """Tokens that one program holds: `group` accumulators of this many lanes fill about half the registers."""
-    widest = {1: 64, 2: 64, 4: 64, 8: 32}.get(group, 32)
-    tokens = 16
-    while tokens < min(m, widest):
-        tokens *= 2
-    return tokens
+def turns(items: int, threads: int) -> int:
+    """Programs that share `items`: two to six per thread, so that threads which fall behind take fewer of them; the
+    number that leaves the shares most even."""
+    if items <= 2 * threads:
+        return items
+    counts = [threads * each for each in (4, 5, 3, 6, 2) if threads * each <= items]
+    return min(counts, key=lambda count: -(-items // count) * count)
 
 
 def part_spec(part: SparseFormat) -> PartSpec:
@@ -76,8 +77,8 @@ def _rows_launch(spec: RowsSpec) -> Launch:
 
 
 @lru_cache(maxsize=64)
-def _panel_launch(compute: str, tokens: int) -> Launch:
-    return Launch(panel_program(compute, tokens, PANEL_COLUMNS))
+def _panel_launch(compute: str, tokens: int, strip: int) -> Launch:
+    return Launch(panel_program(compute, tokens, PANEL_COLUMNS, strip))
 
 
 @lru_cache(maxsize=64)
@@ -112,6 +113,7 @@ class SpecialisedLinear:
     rows_per_batch: int = 0
     order: Tensor = field(init=False)
     _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict, init=False)
+    _repeats: Repeats = field(default_factory=Repeats, init=False)
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -164,6 +166,9 @@ class SpecialisedLinear:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x [..., K] to [..., N] of x's dtype. `residual` has the output's shape."""
+        repeated = self._repeats.run(x, bias, residual)
+        if repeated is not None:
+            return repeated
         n, k = self.shape
         if x.shape[-1] != k:
             raise ValueError(f"SpecialisedLinear: the input has {x.shape[-1]} features, the weight takes {k}")
@@ -173,7 +178,8 @@ class SpecialisedLinear:
             flat, rows = x.reshape(-1, k), y.view(-1, n)
             res = None if res is None else res.view(-1, n)
             if flat.shape[0] <= SLAB_TOKENS:
-                self._run(flat[None], rows, flat.shape[0], bias, res, "linear")
+                plan = self._run(flat[None], rows, flat.shape[0], bias, res, "linear")
+                self._repeats.remember(x, flat, y, bias, residual, plan)
                 return y
             for start in range(0, flat.shape[0], SLAB_TOKENS):
                 part = slice(start, start + SLAB_TOKENS)
@@ -227,7 +233,7 @@ class SpecialisedLinear:
         residual: Tensor | None,
         layout: str,
         conv: ConvSpec | None = None,
-    ) -> None:
+    ) -> Plan:
         """x [images, M, K] of any strides, or [images, C, H, W] with a `conv` that is not pointwise, into y."""
         if self.integer and x.dim() == 4:
             assert conv is not None
@@ -237,21 +243,24 @@ class SpecialisedLinear:
             opened["bias"] = bias
         if residual is not None:
             opened["residual"] = residual
-        key = (x.shape, x.stride(), x.dtype, x.device, layout, conv, *opened)
+        kinds = tuple((name, t.dtype) for name, t in opened.items())
+        key = (x.shape, x.stride(), x.device, layout, conv, kinds)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             plan = self._plans[key] = self._plan(x, m, frozenset(opened), layout, conv)
         plan(**opened)
+        return plan
 
     def _plan(self, x: Tensor, m: int, given: frozenset[str], layout: str, conv: ConvSpec | None) -> Plan:
         """The two launches for inputs like x: the panel and the row-group kernel."""
         n = self.rows_per_batch if layout == "batch" else self.shape[0]
         k = self.shape[1]
         epilogue = Epilogue("bias" in given, self.activation, "residual" in given)
-        tokens = tokens_per_panel(m, max(part_spec(p).group for p in self.parts))
-        spec = self.spec(tokens, x.dtype, epilogue, layout)
+        tokens = vector_unit(x.device).tokens(m, max(part_spec(p).group for p in self.parts))
+        strip = vector_unit(x.device).lanes if x.device.type == "cpu" else 0
+        spec = replace(self.spec(tokens, x.dtype, epilogue, layout), strip=strip)
         per_image = -(-m // tokens)
         panels = per_image * x.shape[0]
         compute = torch.float64 if spec.compute == "tl.float64" else torch.float32
@@ -270,15 +279,18 @@ class SpecialisedLinear:
             launch = _quantized_panel_launch(tokens)
             first = Step(launch, (panels,), (Open("x"), xp, scale, *sizes, *x.stride()))
         else:
-            first = Step(_panel_launch(spec.compute, tokens), grid, (Open("x"), xp, *sizes, *x.stride()))
-        programs = panels * spec.row_blocks
+            first = Step(
+                _panel_launch(spec.compute, tokens, strip), grid, (Open("x"), xp, *sizes, *x.stride())
+            )
+        items = panels * spec.row_blocks
+        programs = turns(items, torch.get_num_threads()) if x.device.type == "cpu" else items
         scratch = Space(
             "scratch", programs * spec.rows * tokens, torch.int32 if spec.sums_integers else compute
         )
         tensors = [t for p in self.parts for t in part_tensors(p)]
         arguments = (
             xp, Open("y"), scratch, self.order, Open("bias" if epilogue.bias else "x"),
-            Open("residual" if epilogue.residual else "x"), scale, *tensors, m, n, n, per_image,
+            Open("residual" if epilogue.residual else "x"), scale, *tensors, m, n, n, per_image, items,
         )  # fmt: skip
         return Plan((first, Step(_rows_launch(spec), (programs,), arguments)))
 

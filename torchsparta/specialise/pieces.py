@@ -75,23 +75,26 @@ def _at(column_index: str) -> str:
     return f"x + which * stride_i + offs_m[:, None] * stride_m + {column_index}[None, :] * stride_k"
 
 
-def panel_program(compute: str, tokens: int, columns: int) -> Program:
+def panel_program(compute: str, tokens: int, columns: int, strip: int = 0) -> Program:
     """x [images, M, K] (any strides) to panels [images * ceil(M / tokens), K padded, tokens] of `compute`.
 
     A kernel that keeps tokens contiguous multiplies one weight with a vector of tokens. Tokens past M and
-    columns past K are zero. Grid: (panels of all images, column blocks).
+    columns past K are zero. Grid: (panels of all images, column blocks). strip: tokens transposed at a time, 0 for
+    all: a CPU reads whole cache lines of few rows of x so.
     """
+    strip = strip if 0 < strip < tokens else tokens
     source = f"""@triton.jit
 def panel(x, xp, M, K, KP, panels, stride_i, stride_m, stride_k):
     which = tl.program_id(0) // panels
-    lane = tl.arange(0, {tokens})
-    offs_m = (tl.program_id(0) % panels) * {tokens} + lane
     offs_k = tl.program_id(1) * {columns} + tl.arange(0, {columns})
-    inside = (offs_m < M)[:, None] & (offs_k < K)[None, :]
-    tile = tl.load({_at("offs_k")}, mask=inside, other=0.0)
     base = xp + tl.program_id(0) * KP * {tokens}
     there = (offs_k < KP)[:, None]
-    tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(tile.to({compute})), mask=there)
+    for t0 in range(0, {tokens}, {strip}):
+        lane = t0 + tl.arange(0, {strip})
+        offs_m = (tl.program_id(0) % panels) * {tokens} + lane
+        inside = (offs_m < M)[:, None] & (offs_k < K)[None, :]
+        tile = tl.load({_at("offs_k")}, mask=inside, other=0.0)
+        tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(tile.to({compute})), mask=there)
 """
     return Program("panel", source)
 

@@ -6,7 +6,8 @@ group with it. Parts of a mixed cover run one after the other on the same accumu
 results are summed before anything is stored. Loop bounds, group sizes, run widths and strides are literal.
 
 With several column blocks the accumulators of a row block rest in a scratch tile between blocks, so that the
-live part of the input panel fits the first-level cache. The scratch tile is transposed by the epilogue.
+live part of the input panel fits the first-level cache. The scratch tile is transposed by the epilogue. A program
+walks several row blocks with one scratch tile, which so stays in cache: tiles of their own would push the panel out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class RowsSpec:
 
     layout: 'linear' y [M, N]; 'image' y [images, N, M pixels], one weight; 'batch' y [batches, M, N], one
     weight per batch, their row blocks stacked. Panels are numbered image (batch) by image.
+    strip: tokens that the epilogue transposes and stores at a time, 0 for all. A CPU writes whole cache lines of
+    few rows of y so; lines of all rows at once fall into few sets of the cache where N is a multiple of 256.
     """
 
     parts: tuple[PartSpec, ...]
@@ -55,6 +58,7 @@ class RowsSpec:
     integer: bool
     epilogue: Epilogue
     layout: str = "linear"
+    strip: int = 0
 
     @property
     def sums_integers(self) -> bool:
@@ -166,7 +170,8 @@ def part_arguments(part: PartSpec, p: int) -> list[str]:
 
 
 def rows_program(spec: RowsSpec) -> Program:
-    """The kernel of this spec. Grid: (row blocks * panels,); scratch holds rows * tokens values per program."""
+    """The kernel of this spec. Grid: any number of programs, which share the `items` (row blocks * panels) by turns;
+    scratch holds rows * tokens values per program."""
     lead = max(part.group for part in spec.parts)
     if spec.integer:
         columns = spec.columns if spec.column_blocks > 1 else spec.k
@@ -180,20 +185,17 @@ def rows_program(spec: RowsSpec) -> Program:
     arguments = [a for p, part in enumerate(spec.parts) for a in part_arguments(part, p)]
     image = spec.layout == "image"
     body = [
-        "pid = tl.program_id(0)",
-        f"panel = pid // {spec.row_blocks}",
-        f"lane = tl.arange(0, {t})",
+        f"panel = item // {spec.row_blocks}",
         f"xb = xp + panel * {spec.panel_rows * t}",
-        f"tile = scratch + pid * {n_rows * t}",
     ]
     if spec.layout == "linear":
-        body += [f"nr = tl.load(order + pid % {spec.row_blocks})", "nb = nr", "mb = panel"]
+        body += [f"nr = tl.load(order + item % {spec.row_blocks})", "nb = nr", "mb = panel"]
     else:
         body += ["which = panel // panels", "mb = panel % panels"]
         if image:
-            body += [f"nr = tl.load(order + pid % {spec.row_blocks})", "nb = nr"]
+            body += [f"nr = tl.load(order + item % {spec.row_blocks})", "nb = nr"]
         else:
-            body += [f"nr = pid % {spec.row_blocks}", f"nb = which * {spec.row_blocks} + nr"]
+            body += [f"nr = item % {spec.row_blocks}", f"nb = which * {spec.row_blocks} + nr"]
     blocked = spec.column_blocks > 1
     group: list[str] = []
     for r in range(lead):
@@ -218,11 +220,13 @@ def rows_program(spec: RowsSpec) -> Program:
         body.append("kb = 0")
     loop = [f"for g in range({n_rows // lead}):", *("    " + line for line in group)]
     body += [("    " if blocked else "") + line for line in loop]
+    body += ["tl.debug_barrier()", f"offs_n = nr * {n_rows} + tl.arange(0, {n_rows})"]
+    strips = spec.strip if spec.layout != "image" and 0 < spec.strip < t else 0
+    main, body = body, []
     body += [
-        "tl.debug_barrier()",
-        f"offs_m = mb * {t} + lane",
-        f"offs_n = nr * {n_rows} + tl.arange(0, {n_rows})",
-        f"total = tl.load(tile + tl.arange(0, {n_rows})[:, None] * {t} + lane[None, :])",
+        f"some = t0 + tl.arange(0, {strips})" if strips else "some = lane",
+        f"offs_m = mb * {t} + some",
+        f"total = tl.load(tile + tl.arange(0, {n_rows})[:, None] * {t} + some[None, :])",
     ]
     m_axis, n_axis = ("[None, :]", "[:, None]") if image else ("[:, None]", "[None, :]")
     body.append(f"alive = (offs_m < M){m_axis} & (offs_n < N){n_axis}")
@@ -235,11 +239,20 @@ def rows_program(spec: RowsSpec) -> Program:
         weight_row = f"nb * {n_rows} + tl.arange(0, {n_rows})" if spec.layout == "batch" else "offs_n"
         body += [
             f"row_scale = tl.load(scale0 + {weight_row}, mask=offs_n < N, other=0.0)",
-            f"token = tl.load(token_scale + panel * {t} + lane)",
+            f"token = tl.load(token_scale + panel * {t} + some)",
             f"total = total.to(tl.float32) * (token{m_axis} * row_scale{n_axis})",
         ]
     body += spec.epilogue.lines("total", n_axis)
     body.append("tl.store(y + out, total.to(y.dtype.element_ty), mask=alive)")
+    if strips:
+        body = [f"for t0 in range(0, {t}, {strips}):", *("    " + line for line in body)]
+    body = [*main, *body, "tl.debug_barrier()"]
+    body = [
+        f"lane = tl.arange(0, {t})",
+        f"tile = scratch + tl.program_id(0) * {n_rows * t}",
+        "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
+        *("    " + line for line in body),
+    ]
     signature = ", ".join(
         [
             "xp",
@@ -254,6 +267,7 @@ def rows_program(spec: RowsSpec) -> Program:
             "N",
             "stride_y",
             "panels",
+            "items",
         ]
     )
     source = f"@triton.jit\ndef rows({signature}):\n" + "".join(f"    {line}\n" for line in body)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torchroller.triton_cpu.blocking import micro_kernels, register_block
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering import microkernel as mk
@@ -22,7 +23,7 @@ from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.function import Lowering, handles
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.transpose import transpose_block
-from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Tensor
+from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Merged, Place, Remap, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
 # Rows of B at most this far apart (in elements) are read in place: they share pages and cache sets well.
@@ -60,6 +61,8 @@ def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str
         return mk.BF16, "bf16"
     if a == "i8" and wide and "avx512vnni" in ev.features and acc == "i32":
         return mk.VNNI, "i8"
+    if a == "i8" and acc == "i32" and "sse2" in ev.features:
+        return mk.PAIRS, "i16"  # exact, which pmaddubsw is not: it saturates at 16 bits
     if lt.is_float8(a) and acc in ("f32", "f16"):
         return mk.F32, "f32"
     if a in ("f16", "bf16", "f32") and acc in ("f32", "f16", "bf16"):
@@ -146,16 +149,16 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
     m, k = a.shape
     n = b.shape[1]
     lanes = min(ev.vector_bits // (64 if p.acc == "double" else 32), n)
-    rows, vectors = _block(ev, m, n, lanes)
-    if p.kind in ("bf16", "vnni") and lanes != 16:
+    rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
+    if p.step > 1 and lanes != ev.lanes:
         p, a, b = (mk.F32, cast(a, "f32"), cast(b, "f32")) if p.kind == "bf16" else (
             mk.I32, cast(a, "i32"), cast(b, "i32"))  # fmt: skip
     left = _in_place(ev, a, p.step) or _pack_rows(low, p, a)
     panels = vectors * lanes
     compensation = None
-    in_place = _panel_in_place(ev, b, m) if p.step == 1 else None
+    in_place = _panel_in_place(ev, b, m, panels) if p.step == 1 else None
     if in_place is not None:
-        b_pointer, b_row, b_panel = in_place.pointer, in_place.step, panels
+        b_pointer, b_row, b_panel = in_place.pointer, in_place.step, in_place.row
     else:
         b_pointer = _pack_panels(low, p, b, vectors, lanes)
         b_row, b_panel = panels, (k // p.step) * panels
@@ -163,28 +166,32 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     step = left.step if isinstance(left.step, int) else None
-    unroll = code.unroll_metadata(4) if k // p.step >= 4 else code.unroll_metadata(1)
+    apart = b_row if isinstance(b_row, int) else None
 
     def kernel(prefetch: bool) -> str:
-        symbol, text, declared = mk.function(p, shape, step, prefetch)
+        symbol, text, declared = mk.function(p, shape, step, apart, prefetch)
         for d in declared:
             code.declare(d, d)
-        code.declare(symbol, text.replace("!UNROLL", f"!{unroll}"))
+        code.declare(symbol, text)
         return symbol
 
     size = "float" if p.acc == "float" else p.acc
 
     def block(column: Operand, row: Operand, symbol: str) -> None:
         a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
-        panel = code.mul(column, b_panel // panels) if isinstance(b_panel, int) else column
-        b_at = _advance(ev, b_pointer, size, panel)
+        if isinstance(b_panel, int):
+            start = code.mul(column, b_panel // panels)
+        else:
+            start = code.mul(code.let(f"udiv i64 {column}, {panels}") if column != 0 else 0, b_panel)
+        b_at = _advance(ev, b_pointer, size, start)
         c_at = _advance(ev, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
         extra = ""
         if in_place is not None:
-            # columns are `panels` wide; the next k block of the whole tile lies k * b_row ahead
+            # the strips of this panel ask together for its next block of k, which lies k * b_row ahead
             share = (k * panels * 4 * rows) // m
-            tile = code.add(code.mul(code.mul(b_row, k), 4), code.mul(code.mul(column, k), 4))
-            ahead = _advance(ev, b_pointer, "i8", code.add(tile, code.mul(row, share // rows)))
+            ahead = _advance(
+                ev, b_at, "i8", code.add(code.mul(code.mul(b_row, k), 4), code.mul(row, share // rows))
+            )
             extra = f", ptr {ahead}, i64 {max(1, panels * 4 * rows // m)}"
         code.line(
             f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "
@@ -202,17 +209,6 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
 
 def _advance(ev: Evaluator, pointer: str, type: str, offset: Operand) -> str:
     return pointer if offset == 0 else ev.code.let(f"getelementptr {type}, ptr {pointer}, i64 {offset}")
-
-
-def _block(ev: Evaluator, m: int, n: int, lanes: int) -> tuple[int, int]:
-    """Rows and vectors of the register block: 16 accumulators of 32 registers, 8 of 16 on AVX2."""
-    budget = 16 if ev.vector_bits == 512 else 8
-    width = n // lanes
-    rows = min(m, 8 if ev.vector_bits == 512 else 4)
-    vectors = min(width, budget // rows)
-    if m <= 2:
-        vectors = min(width, 8)
-    return rows, vectors
 
 
 def _linear_load(ev: Evaluator, t: Tensor):
@@ -234,7 +230,8 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
         if step > 1 and strides[1] != 1:
             return None
         if step > 1:  # rows of packed elements: count in units of the packed type
-            return Strip(a.buffer.pointer, strides[0] // step, 1) if a.elem == "bf16" else None
+            whole = a.elem == "bf16" and strides[0] % step == 0
+            return Strip(a.buffer.pointer, strides[0] // step, 1) if whole else None
         return Strip(a.buffer.pointer, strides[0], strides[1])
     form = _linear_load(ev, a)
     if form is None or form.terms:
@@ -253,18 +250,35 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
     return Strip(pointer, form.strides[0], form.strides[1])
 
 
-def _panel_in_place(ev: Evaluator, b: Tensor, m: int) -> Strip | None:
-    """B where it lies: rows are contiguous, and either close together or used too little to be worth packing."""
+def _panel_in_place(ev: Evaluator, b: Tensor, m: int, width: int) -> Strip | None:
+    """B where it lies: packed in panels, or rows that are contiguous, and either close together or used too little
+    to be worth packing. `row` of the result is the distance between panels of `width` columns."""
     if b.buffer is not None:
         ok = b.buffer.strides[1] == 1
-        return Strip(b.buffer.pointer, 0, b.buffer.strides[0]) if ok else None
+        return Strip(b.buffer.pointer, width, b.buffer.strides[0]) if ok else None
+    if isinstance(b, Merged):
+        return _stored_panels(ev, b, width)
     form = _linear_load(ev, b)
     if form is None or form.terms or form.strides[1] != 1:
         return None
     near = isinstance(form.strides[0], int) and abs(form.strides[0]) <= _NEAR_ROWS
     if not near and m > _FEW_ROWS:
         return None
-    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), 0, form.strides[0])
+    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), width, form.strides[0])
+
+
+def _stored_panels(ev: Evaluator, b: Merged, width: int) -> Strip | None:
+    """B that lies in memory as [panel][k][width], as constant operands are packed once for all calls."""
+    view, order = b.source, (0, 1, 2)
+    if isinstance(view, Remap) and view.buffer is None and None not in view.source_dims:
+        order, view = tuple(view.source_dims.index(d) for d in order), view.source
+    form = _linear_load(ev, view)
+    if form is None or form.terms:
+        return None
+    step, panel, column = (form.strides[d] for d in order)
+    if b.source.shape[2] != width or column != 1:
+        return None
+    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), panel, step)
 
 
 def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> Strip:

@@ -6,20 +6,44 @@ and a broadcast where nothing moves along the vector, a gather otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
-from torchroller.triton_cpu.lowering.values import Buffer, Dims, Linear, Load, Place, Splat, Stored, Tensor
+from torchroller.triton_cpu.lowering.values import (
+    Buffer,
+    Dims,
+    Elementwise,
+    Linear,
+    Load,
+    Place,
+    Remap,
+    Splat,
+    Stored,
+    Tensor,
+)
+
+_BLANK = 64  # elements of the memory that stands in for masked vectors: at least one vector of any type
 
 
 @dataclass(frozen=True)
 class Mode:
-    """What holds in the version of a nest being written: guarded linear forms, and tests that masks are true."""
+    """What holds in the version of a nest being written: guarded linear forms, and tests that masks are true.
+
+    `inside` and `outside`: masks, each with its own dimension along the vectors, that hold for every, or for no,
+    vector of this part of the nest; the part outside begins at `start` (see prefix.py).
+    """
 
     forms: bool = False
     tests: frozenset[str] = frozenset()
+    inside: frozenset[tuple[Tensor, int]] = frozenset()
+    outside: frozenset[tuple[Tensor, int]] = frozenset()
+    start: Operand = 0
+    same: dict[tuple[Tensor, int], bool] = field(
+        default_factory=dict, compare=False
+    )  # memo of Evaluator.level
 
 
 class Evaluator:
@@ -54,10 +78,92 @@ class Evaluator:
             level = self.code.depth(*(place.coords[d] for d in t.varies))
             key = ("splat", scalar, t.elem, place.lanes)
             return self.remember(key, level, lambda: lt.splat(self.code, scalar, t.elem, place.lanes))
+        if t.elem == "i1" and place.vdim is not None:
+            known = self.settled(t, place.vdim)
+            if known is not None:
+                return lt.constant("true" if known else "false", "i1", place.width)
+        if self.mode.outside and place.vdim is not None and self.level(t, place.vdim):
+            first = Place(
+                tuple(self.mode.start if d == place.vdim else c for d, c in enumerate(place.coords)),
+                place.vdim,
+                place.lanes,
+            )
+            if first != place:
+                return self._as_at(t, first, place)
         varies = t.varies
         coords = tuple(c if d in varies else 0 for d, c in enumerate(place.coords))
         place = Place(coords, place.vdim, place.lanes)
         return self.remember((t, place), self.code.depth(*coords), lambda: self.fresh(t, place))
+
+    def _as_at(self, t: Tensor, first: Place, place: Place) -> str:
+        """The value at `first`, which is the value at `place` too."""
+        value = self.at(t, first)
+        buffer = self.write_through.get(t)
+        if buffer is None:
+            return value
+
+        def keep() -> str:
+            self.store_buffer(buffer, place, value)
+            return value
+
+        return self.remember((t, place), self.code.depth(*place.coords), keep)
+
+    @contextmanager
+    def during(self, mode: Mode) -> Iterator[None]:
+        """Write a part of a nest in which `mode` holds."""
+        saved, self.mode = self.mode, mode
+        try:
+            yield
+        finally:
+            self.mode = saved
+
+    def settled(self, mask: Tensor, vdim: int | None) -> bool | None:
+        """What a mask is throughout the vectors along its dimension `vdim` in this part of the nest, if known."""
+        if self.holds(mask):
+            return True
+        if vdim is None or mask.buffer is not None or not (self.mode.inside or self.mode.outside):
+            return None
+        if (mask, vdim) in self.mode.inside:
+            return True
+        if (mask, vdim) in self.mode.outside:
+            return False
+        if isinstance(mask, Remap):
+            return self.settled(mask.source, mask.source_dim(vdim))
+        if isinstance(mask, Elementwise) and mask.name == "arith.andi":
+            parts = [self.settled(a, vdim) for a in mask.args]
+            return False if False in parts else True if all(parts) else None
+        return None
+
+    def level(self, t: Tensor, vdim: int | None) -> bool:
+        """Whether a tensor is the same all along its dimension `vdim` outside of the masks."""
+        if vdim is None or vdim not in t.varies:
+            return True
+        if t.buffer is not None or isinstance(t, Stored):
+            return False
+        key = (t, vdim)
+        if key not in self.mode.same:
+            self.mode.same[key] = self._level(t, vdim)
+        return self.mode.same[key]
+
+    def _level(self, t: Tensor, vdim: int) -> bool:
+        if t.elem == "i1" and self.settled(t, vdim) is not None:
+            return True
+        if isinstance(t, Remap):
+            return self.level(t.source, t.source_dim(vdim))
+        if isinstance(t, Load):
+            masked = t.mask is not None and self.settled(t.mask, vdim) is False
+            return masked and (t.other is None or self.level(t.other, vdim))
+        if isinstance(t, Elementwise) and t.args:
+            chosen = self.chosen(t, vdim)
+            return self.level(chosen, vdim) if chosen else all(self.level(a, vdim) for a in t.args)
+        return False
+
+    def chosen(self, t: Tensor, vdim: int | None) -> Tensor | None:
+        """The side that a select takes, where its condition is settled."""
+        if not isinstance(t, Elementwise) or t.name != "arith.select":
+            return None
+        known = self.settled(t.args[0], vdim)
+        return None if known is None else t.args[1] if known else t.args[2]
 
     def remember(self, key: object, level: int, make: Callable[[], str]) -> str:
         level = min(level, self.code.level)
@@ -84,7 +190,8 @@ class Evaluator:
             form = t.linear(self, self.mode.forms)
             if form.affine and form.pointer is None:
                 return self.from_linear(t, form, place)
-        return t.compute(self, place)
+        chosen = self.chosen(t, place.vdim)
+        return self.at(chosen, place) if chosen is not None else t.compute(self, place)
 
     def from_linear(self, t: Tensor, form: Linear, place: Place) -> str:
         """An integer tensor from its affine form."""
@@ -167,12 +274,54 @@ class Evaluator:
     def load(self, t: Load, place: Place) -> str:
         """Read memory for a load at a place, under its mask in the current mode."""
         lanes = place.width
+        known = True if t.mask is None else self.settled(t.mask, place.vdim)
+        if known is False and lanes is not None:
+            return self.at(t.other, place) if t.other is not None else "zeroinitializer"
         kind, where = self.address(t.pointer, t.elem, place)
         mask = None
-        if t.mask is not None and not self.holds(t.mask):
-            mask = self.at(t.mask, place)
+        if t.mask is not None and not known:
+            blank = self.blank(t) if kind == "run" else None
+            uniform, along = self.split_mask(t.mask, place) if blank is not None else ([], [])
+            if uniform:
+                test = uniform[0]
+                for more in uniform[1:]:
+                    test = self.code.let(f"and i1 {test}, {more}")
+                where = self.code.let(f"select i1 {test}, ptr {where}, ptr {blank}")
+                for more in along:
+                    mask = more if mask is None else self.code.let(f"and <{lanes} x i1> {mask}, {more}")
+            else:
+                mask = self.at(t.mask, place)
         other = self.at(t.other, place) if t.other is not None else None
         return self.read(t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
+
+    def blank(self, t: Load) -> str | None:
+        """Memory that holds what a masked load gives where its mask is false; None where that is not one constant."""
+        if t.volatile or t.elem in ("i1", "ptr"):
+            return None
+        value = "zeroinitializer"
+        if t.other is not None:
+            if not isinstance(t.other, Splat) or t.other.value.startswith("%"):
+                return None
+            value = t.other.value
+        type = lt.storage(t.elem)
+        if type != lt.scalar(t.elem):
+            return None
+        name = "@blank_" + "".join(c if c.isalnum() else "_" for c in f"{type}_{value}")
+        row = value if value == "zeroinitializer" else "[" + ", ".join([f"{type} {value}"] * _BLANK) + "]"
+        self.code.declare(name, f"{name} = internal constant [{_BLANK} x {type}] {row}, align 64")
+        return name
+
+    def split_mask(self, mask: Tensor, place: Place) -> tuple[list[str], list[str]]:
+        """The parts of a conjunction that do not change along a vector, as scalars, and those that do, as vectors.
+
+        Where the first fail, the vector is read from `blank`: a choice of pointers costs less than a lane mask.
+        """
+        parts = [m for m in conjuncts(mask) if not self.holds(m)]
+        uniform = [m for m in parts if place.vdim not in m.varies]
+        along = [m for m in parts if place.vdim in m.varies]
+        if not uniform:
+            return [], []
+        return [self.at(m, place.scalar()) for m in uniform], [self.at(m, place) for m in along]
 
     def read(self, elem: str, kind: str, where: str, mask: str | None, other: str | None, lanes: int | None,
              *, volatile: bool = False) -> str:  # fmt: skip
@@ -313,6 +462,23 @@ class Evaluator:
             if t.buffer is None and not isinstance(t, Stored):
                 for dep, inner in t.deps():
                     stack.append((dep, tuple(None if d is None else dims[d] for d in inner)))
+
+
+def conjuncts(mask: Tensor) -> list[Tensor]:
+    """Masks whose conjunction is `mask`, of its shape; the same objects each time."""
+    known = mask.__dict__.get("conjuncts")
+    if known is None:
+        if mask.buffer is None and isinstance(mask, Elementwise) and mask.name == "arith.andi":
+            known = [m for a in mask.args for m in conjuncts(a)]
+        elif mask.buffer is None and isinstance(mask, Remap):
+            inner = conjuncts(mask.source)
+            known = [mask] if len(inner) == 1 else [
+                Remap(mask.shape, mask.elem, source=m, source_dims=mask.source_dims) for m in inner
+            ]  # fmt: skip
+        else:
+            known = [mask]
+        mask.__dict__["conjuncts"] = known
+    return known
 
 
 def lt_suffix(memory: str) -> str:

@@ -48,6 +48,8 @@ def splat(code: Code, value: str, elem: str, lanes: int | None) -> str:
     """The scalar in every lane."""
     if lanes is None:
         return value
+    if not value.startswith(("%", "@")):
+        return constant(value, elem, lanes)
     type = scalar(elem)
     first = code.let(f"insertelement <{lanes} x {type}> poison, {type} {value}, i64 0")
     zeros = f"<{lanes} x i32> zeroinitializer"

@@ -170,6 +170,53 @@ def _comparison(ev: Evaluator, mask: Elementwise) -> tuple[str, ...] | None:
     return guards
 
 
+def conjuncts(mask: Tensor) -> list[Tensor]:
+    """The masks that `mask` is the conjunction of."""
+    if mask.buffer is None and isinstance(mask, Remap):
+        return conjuncts(mask.source)
+    if mask.buffer is None and isinstance(mask, Elementwise) and mask.name == "arith.andi":
+        return [part for a in mask.args for part in conjuncts(a)]
+    return [mask]
+
+
+_MIRRORED = {"slt": "sgt", "sle": "sge", "sgt": "slt", "sge": "sle", "ult": "ugt", "ule": "uge", "ugt": "ult",
+             "uge": "ule"}  # fmt: skip
+
+
+def prefix_length(ev: Evaluator, mask: Elementwise, dim: int) -> tuple[Operand, tuple[str, ...]] | None:
+    """(n, conditions) with: where the conditions hold, the mask is true exactly at coordinates below n along `dim`.
+
+    None where the mask is nothing of the kind, or where n differs from program to program: then only the last one
+    meets the end, and testing the mask as a whole serves better.
+    """
+    if not mask.name.startswith("arith.cmpi "):
+        return None
+    predicate = mask.name.split()[1]
+    forms = [x.linear(ev, False) for x in mask.args]
+    if any(f.terms or f.pointer is not None for f in forms):
+        return None
+    moving, limit = forms
+    if moving.uniform:
+        moving, limit, predicate = limit, moving, _MIRRORED.get(predicate, predicate)
+    steps = tuple(1 if d == dim else 0 for d in range(len(mask.shape)))
+    if not limit.uniform or moving.strides != steps or not isinstance(moving.base, int):
+        return None
+    code, most = ev.code, _largest(mask.args[0].elem)
+    unsigned = predicate in ("ult", "ule")
+    if predicate not in ("slt", "sle", "ult", "ule") or moving.base + mask.shape[dim] - 1 > most:
+        return None
+    if moving.base < (0 if unsigned else -most - 1):
+        return None
+    in_range = (
+        code.compare("sge", limit.base, 0 if unsigned else -most - 1),
+        code.compare("sle", limit.base, most),
+    )
+    if "false" in in_range:
+        return None
+    count = code.sub(limit.base, moving.base - (predicate in ("sle", "ule")))
+    return count, tuple(c for c in in_range if c != "true")
+
+
 def _signed(
     ev: Evaluator, predicate: str, a: Linear, b: Linear, shape: tuple[int, ...]
 ) -> tuple[str, ...] | None:

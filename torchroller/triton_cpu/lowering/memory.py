@@ -18,6 +18,7 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
+from torchroller.triton_cpu.lowering.prefix import Split, find_split
 from torchroller.triton_cpu.lowering.transpose import across, over_blocks
 from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
@@ -107,19 +108,26 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
         vdim = vector_dim(ev, shape, roots, pointers)
 
         def body(place: Place) -> None:
-            values = [ev.at(v, place) for _, v, _ in parts]
-            for (pointer, value, mask), text in zip(parts, values):
+            known = [True if m is None else ev.settled(m, place.vdim) for _, _, m in parts]
+            written = [k for k, state in enumerate(known) if state is not False]
+            values = [ev.at(parts[k][1], place) for k in written]
+            for k, text in zip(written, values):
+                pointer, value, mask = parts[k]
                 kind, where = ev.address(pointer, value.elem, place)
-                test = None
-                if mask is not None and not ev.holds(mask):
-                    test = ev.at(mask, place)
+                test = ev.at(mask, place) if mask is not None and not known[k] else None
                 ev.write(value.elem, kind, where, text, test, place.width)
 
         crossing = across(ev, roots, vdim)
         if crossing and vdim is not None:
             over_blocks(ev, shape, vdim, crossing, body)
         else:
-            over_tile(ev, shape, vdim, body)
+            split = find_split(ev, roots, shape, vdim, ev.lanes)
+            over_tile(ev, shape, vdim, body, split, beyond=split is not None and not masked_out(split, vdim))
+
+    def masked_out(split: Split, vdim: int | None) -> bool:
+        """Whether every store is masked off behind the end of the split."""
+        with ev.during(split.outside(ev.mode)):
+            return all(m is not None and ev.settled(m, vdim) is False for _, _, m in parts)
 
     versions(ev, roots, write, masks=[m for _, _, m in parts if m is not None])
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
 from torchroller.triton_cpu.lowering.evaluate import Evaluator, Mode
+from torchroller.triton_cpu.lowering.masks import conjuncts
+from torchroller.triton_cpu.lowering.prefix import Split, find_split
 from torchroller.triton_cpu.lowering.values import Buffer, Dims, Load, Place, Stored, Tensor, row_major
 
 Roots = list[tuple[Tensor, Dims]]
@@ -96,9 +98,9 @@ def versions(
             if lt.is_int(t.elem) or t.elem == "ptr":
                 forms.update(dict.fromkeys(t.linear(ev, True).guards))
             if isinstance(t, Load) and t.buffer is None and t.mask is not None:
-                groups[-1].update(dict.fromkeys(ev.all_true(t.mask) or ()))
+                groups[-1].update(_tests(ev, t.mask, whole=apart))
     for m in masks:
-        groups[0].update(dict.fromkeys(ev.all_true(m) or ()))
+        groups[0].update(_tests(ev, m))
     saved = ev.mode
 
     def under(left: list[dict[str, None]], mode: Mode) -> None:
@@ -115,6 +117,18 @@ def versions(
     _choose(code, linear, lambda: under(groups, Mode(forms=True)), lambda: under([], Mode()))
 
 
+def _tests(ev: Evaluator, mask: Tensor, whole: bool = False) -> dict[str, None]:
+    """Conditions under which those parts of a mask hold that can hold everywhere; or the `whole` of it."""
+    if whole:
+        return dict.fromkeys(ev.all_true(mask) or ())
+    tests: dict[str, None] = {}
+    for part in conjuncts(mask):
+        conditions = ev.all_true(part) or ()
+        if "false" not in conditions:
+            tests.update(dict.fromkeys(conditions))
+    return tests
+
+
 def _choose(code: Code, condition: str, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     if condition in ("true", "false"):
         with code.nest():
@@ -123,8 +137,18 @@ def _choose(code: Code, condition: str, then: Callable[[], None], otherwise: Cal
         code.branch(condition, then, otherwise)
 
 
-def over_tile(ev: Evaluator, shape: Sequence[int], vdim: int | None, body: Callable[[Place], None]) -> None:
-    """Visit every place of a tile once: scalar loops over all other dimensions, vectors along `vdim`."""
+def over_tile(
+    ev: Evaluator,
+    shape: Sequence[int],
+    vdim: int | None,
+    body: Callable[[Place], None],
+    split: Split | None = None,
+    beyond: bool = True,
+) -> None:
+    """Visit every place of a tile once: scalar loops over all other dimensions, vectors along `vdim`.
+
+    `split` cuts the loop along `vdim`; `beyond`: whether anything is to be done behind the end of its masks.
+    """
     code = ev.code
     coords: list[Operand] = [0] * len(shape)
     outer = [d for d in range(len(shape)) if d != vdim]
@@ -157,13 +181,36 @@ def over_tile(ev: Evaluator, shape: Sequence[int], vdim: int | None, body: Calla
             coords[vdim] = index
             body(Place(tuple(coords), vdim, lanes))
 
-        if written_out or shape[vdim] // lanes <= 4:
-            for start in range(0, shape[vdim], lanes):
-                chunk(start)
-        else:
-            code.loop(shape[vdim], chunk, step=lanes, unroll=4)
+        if split is None:
+            along(ev, 0, shape[vdim], lanes, chunk, written_out)
+            return
+        with ev.during(split.inside(ev.mode)):
+            along(ev, 0, split.whole, lanes, chunk, written_out)
+        along(ev, split.whole, split.end, lanes, chunk, written_out)
+        if beyond:
+            with ev.during(split.outside(ev.mode)):
+                along(ev, split.end, shape[vdim], lanes, chunk, written_out)
 
     descend(0)
+
+
+def along(
+    ev: Evaluator,
+    start: Operand,
+    stop: Operand,
+    step: int,
+    body: Callable[[Operand], None],
+    flat: bool = False,
+) -> None:
+    """`for i in range(start, stop, step): body(i)`; written out where the count is known and small, or `flat`."""
+    if isinstance(start, int) and isinstance(stop, int):
+        if flat or (stop - start) // step <= 4:
+            for index in range(start, stop, step):
+                body(index)
+            return
+        ev.code.dynamic_loop(start, stop, step, "i64", body, unroll=4, at_least_once=True)
+        return
+    ev.code.dynamic_loop(start, stop, step, "i64", body)
 
 
 def materialise(ev: Evaluator, t: Tensor, into: Buffer | None = None) -> Buffer:
@@ -173,7 +220,8 @@ def materialise(ev: Evaluator, t: Tensor, into: Buffer | None = None) -> Buffer:
 
     def write() -> None:
         vdim = vector_dim(ev, t.shape, roots)
-        over_tile(ev, t.shape, vdim, lambda place: ev.store_buffer(buffer, place, ev.at(t, place)))
+        split = find_split(ev, roots, t.shape, vdim, ev.lanes)
+        over_tile(ev, t.shape, vdim, lambda place: ev.store_buffer(buffer, place, ev.at(t, place)), split)
 
     versions(ev, roots, write)
     return buffer

@@ -11,7 +11,8 @@ from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Operand
 from torchroller.triton_cpu.lowering.elementwise import emitter
 from torchroller.triton_cpu.lowering.function import Lowering, handles
-from torchroller.triton_cpu.lowering.nests import identity, new_buffer, stored, vector_dim, versions
+from torchroller.triton_cpu.lowering.nests import along, identity, new_buffer, stored, vector_dim, versions
+from torchroller.triton_cpu.lowering.prefix import Split, find_split
 from torchroller.triton_cpu.lowering.values import Buffer, Place, Splat, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
@@ -81,10 +82,11 @@ def reduce(low: Lowering, op: Op) -> None:
     def write() -> None:
         vdim = vector_dim(ev, shape, roots)
         ev.write_through.update(kept)
+        split = find_split(ev, roots, shape, vdim, ev.lanes)
         if vdim == axis:
-            _along_vector(low, op, operands, axis, rest, outputs)
+            _along_vector(low, op, operands, axis, rest, outputs, split, bool(kept))
         else:
-            _across_vector(low, op, operands, axis, rest, vdim, outputs)
+            _across_vector(low, op, operands, axis, rest, vdim, outputs, split)
         for t in kept:
             del ev.write_through[t]
 
@@ -130,29 +132,88 @@ def _slots(low: Lowering, op: Op, count: int, lanes: int | None) -> list[list[st
     return [[low.code.alloca(lt.typed(v.type.elem, lanes)) for v in op.operands] for _ in range(count)]
 
 
+_NEUTRAL = {
+    "arith.addf": "0", "arith.addi": "0", "arith.ori": "0", "arith.xori": "0", "arith.maxui": "0",
+    "arith.mulf": "1", "arith.muli": "1", "arith.andi": "-1", "arith.maxnumf": "-inf", "arith.maximumf": "-inf",
+    "arith.minnumf": "inf", "arith.minimumf": "inf",
+}  # fmt: skip
+
+
+def _neutral(op: Op, lanes: int) -> str | None:
+    """The vector that combining leaves a total as it is; None where the region is not one known operation."""
+    ops = op.regions[0].blocks[0].ops
+    if len(ops) != 2 or len(op.operands) != 1 or ops[0].name not in _NEUTRAL:
+        return None
+    elem, text = op.operands[0].type.elem, _NEUTRAL[ops[0].name]
+    if text.endswith("inf") and elem not in ("f32", "f64"):
+        return None
+    if text.endswith("inf"):
+        text = {"f32": "0x7F800000", "f64": "0x7FF0000000000000"}[elem] if text == "inf" else {
+            "f32": "0xFF800000", "f64": "0xFFF0000000000000"}[elem]  # fmt: skip
+    return lt.constant(lt.float_literal(text, elem) if lt.is_float(elem) else text, elem, lanes)
+
+
 def _along_vector(low: Lowering, op: Op, operands: list[Tensor], axis: int, rest: list[int],
-                  outputs: list[Buffer]) -> None:  # fmt: skip
+                  outputs: list[Buffer], split: Split | None, keeps: bool) -> None:  # fmt: skip
     ev, code, shape = low.ev, low.code, operands[0].shape
     lanes = min(ev.lanes, shape[axis])
-    chunks = shape[axis] // lanes
-    count = min(_ACCUMULATORS, chunks)
+    chunks = (split.whole if split and isinstance(split.whole, int) else shape[axis]) // lanes
+    count = min(_ACCUMULATORS, 1 << chunks.bit_length() - 1)
+    step = count * lanes
     slots = _slots(low, op, count, lanes)
     elems = [v.type.elem for v in op.operands]
     coords: list[Operand] = [0] * len(shape)
 
-    def row() -> None:
-        def group(index: Operand, first: bool) -> None:
-            values = []
-            for u in range(count):
-                where = Place(tuple(code.add(index, u * lanes) if d == axis else c for d, c in enumerate(coords)),
-                              axis, lanes)  # fmt: skip
-                values.append([ev.at(t, where) for t in operands])
-            _accumulate(low, op, slots, lanes, values, first)
+    def at(index: Operand) -> list[str]:
+        where = Place(tuple(index if d == axis else c for d, c in enumerate(coords)), axis, lanes)
+        return [ev.at(t, where) for t in operands]
 
+    def group(index: Operand, first: bool = False) -> None:
+        values = [at(code.add(index, u * lanes)) for u in range(count)]
+        _accumulate(low, op, slots, lanes, values, first)
+
+    def single(index: Operand) -> None:
+        into = index // lanes % count if isinstance(index, int) else 0
+        _accumulate(low, op, slots[into : into + 1], lanes, [at(index)], False)
+
+    def known_parts(split: Split, whole: int, end: int) -> None:
+        groups = whole // step * step
+        with ev.during(split.inside(ev.mode)):
+            group(0, True)
+            if groups > step:
+                code.dynamic_loop(step, groups, step, "i64", group, at_least_once=True)
+            along(ev, groups, whole, lanes, single)
+        along(ev, whole, end, lanes, single)
+        behind(split, end)
+
+    def found_parts(split: Split) -> None:
+        """The first group is masked: it stands whatever the length."""
         group(0, True)
-        step = count * lanes
-        if shape[axis] > step:
-            code.dynamic_loop(step, shape[axis], step, "i64", lambda i: group(i, False), at_least_once=True)
+        groups = code.let(f"and i64 {split.whole}, {-step}")
+        with ev.during(split.inside(ev.mode)):
+            code.dynamic_loop(step, groups, step, "i64", group)
+        rest_from = code.let(f"call i64 @llvm.smax.i64(i64 {groups}, i64 {step})")
+        code.dynamic_loop(rest_from, split.end, lanes, "i64", single)
+        behind(split, code.let(f"call i64 @llvm.smax.i64(i64 {split.end}, i64 {step})"))
+
+    def behind(split: Split, start: Operand) -> None:
+        """Behind the end of the masks: nothing, where all that is left is the neutral element."""
+        if start == shape[axis]:
+            return
+        with ev.during(split.outside(ev.mode)):
+            if not keeps and ev.level(operands[0], axis) and at(split.end)[0] == _neutral(op, lanes):
+                return
+            along(ev, start, shape[axis], lanes, single)
+
+    def row() -> None:
+        if split is None:
+            group(0, True)
+            if shape[axis] > step:
+                code.dynamic_loop(step, shape[axis], step, "i64", group, at_least_once=True)
+        elif isinstance(split.whole, int) and isinstance(split.end, int):
+            known_parts(split, split.whole, split.end)
+        else:
+            found_parts(split)
         partial = [[code.let(f"load {lt.typed(e, lanes)}, ptr {s}") for e, s in zip(elems, g)] for g in slots]
         while len(partial) > 1:
             half = len(partial) // 2
@@ -184,15 +245,15 @@ def _fold_lanes(low: Lowering, op: Op, values: list[str], elems: list[str], lane
 
 
 def _across_vector(low: Lowering, op: Op, operands: list[Tensor], axis: int, rest: list[int], vdim: int | None,
-                   outputs: list[Buffer]) -> None:  # fmt: skip
+                   outputs: list[Buffer], split: Split | None) -> None:  # fmt: skip
     ev, code, shape = low.ev, low.code, operands[0].shape
     lanes = None if vdim is None else min(ev.lanes, shape[vdim])
     chunks = 1 if vdim is None else shape[vdim] // (lanes or 1)
-    count = min(_ACCUMULATORS, chunks)
-    slots = _slots(low, op, count, lanes)
+    most = min(_ACCUMULATORS, chunks)
+    slots = _slots(low, op, most, lanes)
     coords: list[Operand] = [0] * len(shape)
 
-    def columns(start: Operand) -> None:
+    def columns(start: Operand, count: int) -> None:
         def places(at: Operand) -> list[Place]:
             result = []
             for u in range(count):
@@ -204,24 +265,40 @@ def _across_vector(low: Lowering, op: Op, operands: list[Tensor], axis: int, res
             return result
 
         def step(at: Operand, first: bool) -> None:
-            _accumulate(low, op, slots, lanes, [[ev.at(t, p) for t in operands] for p in places(at)], first)
+            values = [[ev.at(t, p) for t in operands] for p in places(at)]
+            _accumulate(low, op, slots[:count], lanes, values, first)
 
         step(0, True)
         if shape[axis] > 1:
             code.dynamic_loop(1, shape[axis], 1, "i64", lambda i: step(i, False), at_least_once=True)
-        for group, place in zip(slots, places(0)):
+        for group, place in zip(slots[:count], places(0)):
             inner_dim = rest.index(vdim) if vdim is not None else None
             target = Place(tuple(place.coords[d] for d in rest) or (0,), inner_dim, place.lanes)
             for v, slot, buffer in zip(op.operands, group, outputs):
                 ev.store_buffer(buffer, target, code.let(f"load {lt.typed(v.type.elem, lanes)}, ptr {slot}"))
 
-    others = [d for d in rest if d != vdim]
-    if vdim is None:
-        _outer_loops(low, shape, others, coords, lambda: columns(0))
-    else:
-        _outer_loops(
-            low, shape, others, coords, lambda: code.loop(shape[vdim], columns, step=count * (lanes or 1))
-        )
+    def pieces() -> None:
+        if vdim is None or lanes is None:
+            columns(0, most)
+            return
+        if split is None:
+            code.loop(shape[vdim], lambda i: columns(i, most), step=most * lanes)
+            return
+        groups: Operand = 0
+        with ev.during(split.inside(ev.mode)):
+            if isinstance(split.whole, int):
+                groups = split.whole // (most * lanes) * (most * lanes)
+            else:
+                groups = code.let(f"and i64 {split.whole}, {-most * lanes}")
+            along(ev, 0, groups, most * lanes, lambda i: columns(i, most))
+            if isinstance(groups, int):
+                along(ev, groups, split.whole, lanes, lambda i: columns(i, 1))
+                groups = split.whole
+        along(ev, groups, split.end, lanes, lambda i: columns(i, 1))
+        with ev.during(split.outside(ev.mode)):
+            along(ev, split.end, shape[vdim], lanes, lambda i: columns(i, 1))
+
+    _outer_loops(low, shape, [d for d in rest if d != vdim], coords, pieces)
 
 
 @handles("tt.scan")

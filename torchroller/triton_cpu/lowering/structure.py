@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
@@ -17,7 +18,7 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
-from torchroller.triton_cpu.lowering.values import Place, Range, Remap, Splat, row_major
+from torchroller.triton_cpu.lowering.values import Load, Merged, Place, Range, Remap, Splat, Tensor, row_major
 from torchroller.triton_cpu.ttir import Op
 
 _AXES = {"x": "x", "y": "y", "z": "z", "0": "x", "1": "y", "2": "z"}
@@ -104,12 +105,24 @@ def reshape(low: Lowering, op: Op) -> None:
         dims = tuple(next(it) if n > 1 else None for n in source.shape)
         low.set_tensor(result, Remap(shape, source.elem, source=source, source_dims=dims))
         return
+    if _joins_columns(low, source, shape):
+        low.set_tensor(result, Merged(shape, source.elem, source=source))
+        return
     buffer = low.keep(source)
     if buffer.strides != row_major(buffer.shape):
         source = stored(buffer)
         buffer = new_buffer(low.code, source.elem, source.shape)
         _copy(low, source, buffer)
     low.set_tensor(result, stored(reinterpreted(buffer, shape)))
+
+
+def _joins_columns(low: Lowering, source: Tensor, shape: Sequence[int]) -> bool:
+    """(k, p, w) loaded from memory as (k, p * w): a constant operand of a dot, packed in panels of w columns."""
+    loaded = source.source if isinstance(source, Remap) else source
+    if not isinstance(loaded, Load) or loaded.buffer is not None or source.buffer is not None:
+        return False
+    k, *rest = source.shape
+    return len(rest) == 2 and tuple(shape) == (k, rest[0] * rest[1]) and rest[1] % low.ev.lanes == 0
 
 
 def _copy(low: Lowering, source: object, buffer: object) -> None:

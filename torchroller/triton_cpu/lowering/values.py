@@ -237,6 +237,10 @@ class Remap(Tensor):
             vdim = self.source_dims.index(place.vdim)
         return Place(coords, vdim, place.lanes if vdim is not None else 1)
 
+    def source_dim(self, vdim: int | None) -> int | None:
+        """The dimension of the source behind an own one; None where the source does not vary along it."""
+        return self.source_dims.index(vdim) if vdim is not None and vdim in self.source_dims else None
+
     def compute(self, ev: Evaluator, place: Place) -> str:
         return ev.at(self.source, self.inner(place))
 
@@ -282,3 +286,36 @@ class Load(Tensor):
 
     def compute(self, ev: Evaluator, place: Place) -> str:
         return ev.load(self, place)
+
+
+@dataclass(eq=False)
+class Merged(Tensor):
+    """A reshape that joins the last two of three dimensions, read without a copy: (k, p, w) as (k, p * w).
+
+    Vectors along the joined dimension must lie within one `w`; whoever makes one sees to that.
+    """
+
+    source: Tensor = None  # type: ignore[assignment]
+
+    def deps(self) -> list[tuple[Tensor, Dims]]:
+        return [(self.source, (0, None, 1))]
+
+    @property
+    def weight(self) -> int:
+        return 1 if self.buffer is not None else self.source.weight
+
+    def compute(self, ev: Evaluator, place: Place) -> str:
+        row, column = place.coords
+        width = self.source.shape[2]
+        if isinstance(column, int):
+            panel, within = column // width, column % width
+        else:
+            level = ev.code.depth(column)
+            panel = ev.remember(
+                ("panel", column, width), level, lambda: ev.code.let(f"udiv i64 {column}, {width}")
+            )
+            within = ev.remember(
+                ("within", column, width), level, lambda: ev.code.let(f"urem i64 {column}, {width}")
+            )
+        vdim = {None: None, 0: 0, 1: 2}[place.vdim]
+        return ev.at(self.source, Place((row, panel, within), vdim, place.lanes))

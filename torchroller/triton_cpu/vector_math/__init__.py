@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import double, single
-from .body import Body
+from .body import Body, Value
 
 ELEMENTS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
 
@@ -99,7 +99,7 @@ def function(
     operands = [p if kind == computed else p.cast("fpext", computed) for p in parameters]
     result = _implementation(name, computed)(body, *operands)
     if result.type != kind:
-        result = result.cast("fptrunc", kind)
+        result = _to_bfloat(body, result) if kind == "bfloat" else result.cast("fptrunc", kind)
     arguments = ", ".join(f"{typed} {p.text}" for p in parameters)
     text = [
         *dict.fromkeys(body.declarations),
@@ -112,6 +112,16 @@ def function(
         "}",
     ]
     return symbol, "\n".join(text) + "\n"
+
+
+def _to_bfloat(body: Body, x: Value) -> Value:
+    """Rounded to nearest even; without an instruction for it LLVM would call a library function that few have."""
+    if "avx512bf16" in body.features:
+        return x.cast("fptrunc", "bfloat")
+    bits = x.bits()
+    odd = (bits >> 16) & 1
+    rounded = x.is_nan().select(bits | 0x400000, bits + 0x7FFF + odd)
+    return (rounded >> 16).cast("trunc", "i16").as_float("bfloat")
 
 
 def _implementation(name: str, kind: str) -> Callable:

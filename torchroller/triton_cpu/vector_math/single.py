@@ -27,43 +27,65 @@ def _power_of_two(k: Value) -> Value:
     return ((k + 127) << 23).as_float("float")
 
 
-def _scale(b: Body, x: Value, n: Value, k: Value) -> Value:
-    """x × 2**n (k is n as integer) for |n| < 254, rounding once where the result is subnormal."""
-    if "avx512f" in b.features and b.lanes == 16:
-        suffix = (
-            f"(<16 x float> {x.text}, <16 x float> {n.text}, <16 x float> zeroinitializer, i16 -1, i32 4)"
-        )
-        return b.emit(f"call <16 x float> @llvm.x86.avx512.mask.scalef.ps.512{suffix}", "float")
-    half = k >> 1
-    return x * _power_of_two(half) * _power_of_two(k - half)
+def _scalef(b: Body, x: Value, n: Value) -> Value:
+    """x × 2**n in one instruction of AVX-512, rounding once."""
+    suffix = f"(<16 x float> {x.text}, <16 x float> {n.text}, <16 x float> zeroinitializer, i16 -1, i32 4)"
+    return b.emit(f"call <16 x float> @llvm.x86.avx512.mask.scalef.ps.512{suffix}", "float")
+
+
+def _has_scalef(b: Body) -> bool:
+    return "avx512f" in b.features and b.lanes == 16
+
+
+def _powers(b: Body, k: Value, sign: Value) -> tuple[Value, Value]:
+    """(2**(k ± 32), 2**∓32) for |k| < 159; `sign` has k's sign wherever |k| > 95.
+
+    2**k itself is not representable where a result is subnormal or infinite. The product with the first is
+    normal, and the product of that with the second rounds once more: exactly, where the result is normal.
+    """
+    negative = sign.bits() < 0
+    bias = negative.select(b.value((127 + 32) << 23, "i32"), (127 - 32) << 23)
+    far = negative.select(b.value(2.0**-32, "float"), 2.0**32)
+    return ((k << 23) + bias).as_float("float"), far
+
+
+def _scale(b: Body, less: Value, n: Value, k: Value, sign: Value) -> Value:
+    """(1 + less) × 2**n (k is n as integer); see _powers for `sign`."""
+    if _has_scalef(b):
+        return _scalef(b, less + 1.0, n)
+    power, far = _powers(b, k, sign)
+    return b.fma(less, power, power) * far
 
 
 def _exp_reduced(b: Body, x: Value) -> tuple[Value, Value, Value]:
-    """(exp(r), n as float, n as int) with x = n ln2 + r."""
+    """(exp(r) - 1, n as float, n as int) with x = n ln2 + r."""
     n, k = _round_to_int(b, x, LOG2_E)
     r = b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, x))
-    p = b.polynomial(r, poly.EXP)
-    return b.fma(r * r, p, r) + 1.0, n, k
+    return b.fma(r * r, b.polynomial_tree(r, poly.EXP), r), n, k
 
 
 def exp(b: Body, x: Value) -> Value:
     x = b.at_least(b.at_most(x, 89.0), -104.0)
-    p, n, k = _exp_reduced(b, x)
-    return _scale(b, p, n, k)
+    less, n, k = _exp_reduced(b, x)
+    return _scale(b, less, n, k, x)
 
 
 def exp2(b: Body, x: Value) -> Value:
     x = b.at_least(b.at_most(x, 129.0), -151.0)
     n, k = _round_to_int(b, x, 1.0)
     r = x - n
-    return _scale(b, b.fma(r, b.polynomial(r, poly.EXP2), 1.0), n, k)
+    p = b.fma(r, b.polynomial(r, poly.EXP2), 1.0)
+    if _has_scalef(b):
+        return _scalef(b, p, n)
+    power, far = _powers(b, k, x)
+    return p * power * far
 
 
 def expm1(b: Body, x: Value) -> Value:
     y = b.at_least(b.at_most(x, 89.0), -20.0)
     n, k = _round_to_int(b, y, LOG2_E)
     r = b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, y))
-    p = b.fma(r * r, b.polynomial(r, poly.EXPM1), r)
+    p = b.fma(r * r, b.polynomial_tree(r, poly.EXPM1), r)
     half = _power_of_two(k - 1)  # half of 2**n, which overflows at n = 128
     result = b.fma(half, p, half - 0.5) * 2.0
     return (b.abs(x) < 2.0**-24).select(x, result)
@@ -88,7 +110,7 @@ def _log_limits(b: Body, x: Value, result: Value) -> Value:
 def _log_tail(b: Body, f: Value) -> Value:
     """log(1 + f) - f for 1 + f from √½ to √2."""
     square = f * f
-    return b.fma(square * f, b.polynomial_pairs(f, poly.LOG), square * -0.5)
+    return b.fma(square * f, b.polynomial_tree(f, poly.LOG), square * -0.5)
 
 
 def log(b: Body, x: Value) -> Value:
@@ -138,9 +160,10 @@ def log1p(b: Body, x: Value) -> Value:
 def tanh(b: Body, x: Value) -> Value:
     a = b.at_most(b.abs(x), 10.0)
     s = a * a
-    small = b.fma(s * a, b.polynomial(s, poly.TANH), a)
-    p, n, k = _exp_reduced(b, a + a)
-    large = 1.0 - 2.0 / b.fma(p, _power_of_two(k), 1.0)
+    small = b.fma(s * a, b.polynomial_tree(s, poly.TANH), a)
+    less, n, k = _exp_reduced(b, a + a)
+    power = _power_of_two(k)
+    large = 1.0 - 2.0 / (b.fma(less, power, power) + 1.0)
     return b.copysign((a < 0.625).select(small, large), x)
 
 
@@ -151,8 +174,11 @@ def sigmoid(b: Body, x: Value) -> Value:
     n, k = _round_to_int(b, y, LOG2_E)
     r = b.fma(n, -LN2_LO, b.fma(n, -LN2_HI, y))
     whole = r + 1.0
-    p = whole + b.fma(r * r, b.polynomial(r, poly.EXP), r - (whole - 1.0))
-    z = _scale(b, p, n, k)
+    p = whole + b.fma(r * r, b.polynomial_tree(r, poly.EXP), r - (whole - 1.0))
+    if _has_scalef(b):
+        z = _scalef(b, p, n)
+    else:  # as in _scale, for n ≤ 0
+        z = p * ((k << 23) + ((127 + 32) << 23)).as_float("float") * 2.0**-32
     divisor = z + 1.0
     lost = z - (divisor - 1.0)
     dividend = (x < 0.0).select(z, 1.0)
@@ -164,9 +190,10 @@ def sigmoid(b: Body, x: Value) -> Value:
 def erf(b: Body, x: Value) -> Value:
     t = b.at_most(b.abs(x), 4.0)
     s = x * x
-    small = b.fma(x, b.polynomial(s, poly.ERF_SMALL), x)
-    p, n, k = _exp_reduced(b, -(t * b.polynomial(t, poly.ERF_LARGE)))
-    large = b.copysign(1.0 - p * _power_of_two(k), x)
+    small = b.fma(x, b.polynomial_tree(s, poly.ERF_SMALL), x)
+    less, n, k = _exp_reduced(b, -(t * b.polynomial_tree(t, poly.ERF_LARGE)))
+    power = _power_of_two(k)
+    large = b.copysign((1.0 - power) - less * power, x)
     return (t < 0.94).select(small, large)
 
 
@@ -185,7 +212,7 @@ def _quadrant(b: Body, x: Value) -> tuple[Value, Value]:
 
 def _sin_cos(b: Body, r: Value) -> tuple[Value, Value]:
     s = r * r
-    sine = b.fma(s * r, b.polynomial(s, poly.SIN), r)
+    sine = b.fma(s * r, b.polynomial_tree(s, poly.SIN), r)
     cosine = b.fma(s * s, b.polynomial(s, poly.COS), b.fma(s, -0.5, 1.0))
     return sine, cosine
 
@@ -274,8 +301,8 @@ def acos(b: Body, x: Value) -> Value:
 
 def _half_exp(b: Body, a: Value) -> Value:
     """exp(a) / 2 for a ≥ 0: finite wherever sinh and cosh are."""
-    p, n, k = _exp_reduced(b, b.at_most(a, 90.0))
-    return _scale(b, p, n - 1.0, k - 1)
+    less, n, k = _exp_reduced(b, b.at_most(a, 90.0))
+    return _scale(b, less, n - 1.0, k - 1, a)
 
 
 def sinh(b: Body, x: Value) -> Value:

@@ -1,0 +1,145 @@
+"""Attention: every mask, shared heads, one query, gradients, and as models write it out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from roller_helpers import compiled, judge, last_plan
+from test_offline import DEVICES, fits
+
+from torchroller.backend import last_plans
+
+
+def heads(m: int, n: int, d: int, own: int = 4, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Queries of 4 heads and `own` heads of keys and values."""
+    torch.manual_seed(0)
+    return [torch.randn(2, h, t, d).to(dtype) for h, t in ((4, m), (own, n), (own, n))]
+
+
+def alone() -> None:
+    plan = last_plan()
+    assert len(plan.launches) == 1 and not plan.externs, str(plan)
+
+
+BF16 = torch.bfloat16
+SDPA = F.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "m, n, d", [(7, 40, 16), (33, 33, 80), (1, 48, 64), (5, 9, 96), (2, 130, 256), (64, 3, 32)]
+)
+def test_shapes(m, n, d, dtype):
+    judge(SDPA, *heads(m, n, d, dtype=dtype))
+    alone()
+
+
+@pytest.mark.parametrize("own", [1, 2])
+@pytest.mark.parametrize("m", [1, 3, 9])
+def test_heads_that_share_keys(own, m):
+    for kw in ({}, {"is_causal": True}, {"attn_mask": torch.randn(2, 1, m, 21)}):
+        judge(lambda q, k, v, kw=kw: SDPA(q, k, v, enable_gqa=True, **kw), *heads(m, 21, 24, own))
+        alone()
+
+
+MASKS = {
+    "bool": torch.rand(9, 21) > 0.4, "bool by key": torch.rand(2, 1, 1, 21) > 0.4, "float": torch.randn(9, 21),
+    "float by head": torch.randn(4, 1, 21), "full": torch.randn(2, 4, 9, 21),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(name):
+    mask = MASKS[name].clone()
+    if mask.dtype == torch.bool and name == "bool":
+        mask[3] = False  # a query that sees nothing gets zeros
+    judge(lambda q, k, v: SDPA(q, k, v, attn_mask=mask, scale=0.3), *heads(9, 21, 24))
+    assert not last_plan().externs
+
+
+@pytest.mark.parametrize("own", [4, 2])
+@pytest.mark.parametrize("kw", [{}, {"is_causal": True}, {"attn_mask": torch.randn(2, 1, 19, 19)},
+                                {"attn_mask": torch.rand(19, 19) > 0.3}], ids=str)  # fmt: skip
+def test_gradients(kw, own):
+    inputs = [t.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for t in heads(19, 19, 24, own)]
+
+    def fn(q, k, v):
+        return (SDPA(q, k, v, enable_gqa=own != 4, **kw).transpose(1, 2).flatten(2) ** 3).sum()
+
+    mask = kw.get("attn_mask")
+    upper = kw if mask is None or mask.dtype == torch.bool else {"attn_mask": mask.double()}
+    exact = torch.autograd.grad(
+        (SDPA(*(t.double() for t in inputs), enable_gqa=own != 4, **upper) ** 3).sum(), inputs
+    )
+    for got, want in zip(torch.autograd.grad(compiled(fn)(*inputs), inputs), exact):
+        assert float((got - want).abs().max()) < 1e-5 * float(want.abs().max())
+    assert not any(p.externs for p in last_plans()[-2:])
+
+
+def test_a_query_that_sees_nothing_has_no_gradient():
+    mask = torch.rand(9, 9) > 0.3
+    mask[4] = False
+    inputs = [t.requires_grad_() for t in heads(9, 9, 16)]
+    fn = lambda q, k, v: (SDPA(q, k, v, attn_mask=mask) ** 2).sum()  # noqa: E731
+    found = torch.autograd.grad(compiled(fn)(*inputs), inputs)
+    assert all(torch.isfinite(g).all() for g in found) and not found[0][:, :, 4].any()
+
+
+CAUSAL = torch.ones(21, 21, dtype=torch.bool).tril()
+WRITTEN = {
+    "scaled before": lambda q, k, v: (q * 0.2) @ k.mT,
+    "scaled": lambda q, k, v: q @ k.mT / math.sqrt(24),
+    "scaled and masked": lambda q, k, v: q @ k.mT * 0.2 + CAUSAL.log(),
+    "filled with -inf": lambda q, k, v: (q @ k.mT * 0.2).masked_fill(~CAUSAL, -math.inf),
+    "filled with the least number": lambda q, k, v: torch.where(CAUSAL, q @ k.mT, torch.finfo(q.dtype).min),
+    "position bias": lambda q, k, v: q @ k.mT + torch.arange(21.0)[:, None].cos(),
+    "two masks": lambda q, k, v: (q @ k.mT + CAUSAL.log()) + torch.arange(21.0).sin(),
+    "mask below the scale": lambda q, k, v: (q @ k.mT + torch.arange(21.0).sin()) * 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_attention_written_out(name, dtype):
+    def fn(q, k, v):
+        return WRITTEN[name](q, k, v).float().softmax(-1).to(v.dtype) @ v
+
+    plan = judge(fn, *heads(21, 21, 24, dtype=dtype)) if dtype == torch.bfloat16 else judge(
+        lambda q, k, v: WRITTEN[name](q, k, v).softmax(-1) @ v, *heads(21, 21, 24))  # fmt: skip
+    fused = [x for x in plan.launches if len(x.expr.dots) == 2]
+    assert len(fused) == (0 if name == "mask below the scale" else 1) and not plan.externs
+
+
+def test_a_hidden_row_is_nan_as_eager_makes_it():
+    mask = CAUSAL.clone()
+    mask[5] = False
+    judge(lambda q, k, v: (q @ k.mT).masked_fill(~mask, -math.inf).softmax(-1) @ v, *heads(21, 21, 24))
+    alone()
+
+
+def test_weights_that_something_else_reads_stay_as_written():
+    def fn(q, k, v):
+        weights = (q @ k.mT).softmax(-1)
+        return weights @ v, weights
+
+    plan = judge(fn, *heads(9, 21, 24))
+    assert not any(len(x.expr.dots) == 2 for x in plan.launches)
+    plan = judge(lambda q, k, v: (q @ k.mT).softmax(1) @ v, *heads(9, 21, 24))
+    assert not any(len(x.expr.dots) == 2 for x in plan.launches)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_attention_fits_gpus(device):
+    cases = [(SDPA, heads(1, 48, 64)), (lambda q, k, v: SDPA(q, k, v, enable_gqa=True), heads(1, 48, 64, 2)),
+             (lambda q, k, v: SDPA(q, k, v, enable_gqa=True, is_causal=True), heads(33, 33, 80, 2, BF16))]  # fmt: skip
+    found: dict = {}
+    for fn, inputs in cases:
+        found |= dict.fromkeys(replace(k.expr, source=()) for k in judge(fn, *inputs).launches)
+    inputs = [t.requires_grad_() for t in heads(33, 33, 64)]
+    torch.autograd.grad((compiled(SDPA)(*inputs) ** 2).sum(), inputs)
+    found |= dict.fromkeys(replace(k.expr, source=()) for k in last_plan().launches)
+    fits(list(found), device)

@@ -1,0 +1,129 @@
+"""The way to a GPU, with a driver that only writes down what it is asked for: no GPU is here."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from test_variants import LINEAR, expression, linear, varied
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver as drivers
+
+from torchroller import kernel as kernels
+from torchroller import pipeline
+from torchroller.choose import emit, ranked, tiling_of
+from torchroller.device import H100
+from torchroller.errors import KernelError
+from torchroller.kernel import NativeExecutor
+
+
+class Recorder:
+    """What Triton asks of a driver when it loads and launches a compiled kernel."""
+
+    def __init__(self, arch):
+        self.target = GPUTarget("cuda", arch, 32)
+        self.launched, self.loaded = [], []
+        self.utils = SimpleNamespace(
+            load_binary=self.load,
+            get_device_properties=lambda device: {"max_shared_mem": H100.program_scratch_bytes},
+        )
+
+    def load(self, name, code, shared, device):
+        self.loaded.append((name, len(code), shared))
+        return object(), f"function {name}", 64, 0, 1024
+
+    def launcher_cls(self, source, metadata):
+        return lambda *args: self.launched.append(args)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 7
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """An executor for cuda:0 of compute capability 9.0, its driver, and the devices that were made current."""
+
+    def make(arch=90):
+        recorder, entered = Recorder(arch), []
+
+        @contextlib.contextmanager
+        def current(device):
+            entered.append(device)
+            yield
+
+        monkeypatch.setattr(kernels, "_target", lambda device: (recorder.target, recorder))
+        monkeypatch.setattr(torch.cuda, "device", current)
+        monkeypatch.setattr(drivers, "_active", recorder)
+        return NativeExecutor(torch.device("cuda", 0), tmp_path), recorder, entered
+
+    return make
+
+
+def test_a_kernel_is_compiled_for_the_device_and_launched_with_its_tensors(gpu):
+    executor, recorder, entered = gpu()
+    assert not executor.native  # no machine code of ours: Triton's launcher runs it
+    expr = expression(lambda x: torch.relu(x), (1000,), dtype=torch.float32)
+    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, False))
+    tensors = [torch.zeros(1000), torch.zeros(1000)]
+    executor.launch(executor.compile(source), tensors)
+    assert entered == [torch.device("cuda", 0)]
+    ((x, y, z, stream, function, *rest),) = recorder.launched
+    assert (x, y, z) == (source.grid, 1, 1) and stream == 7 and function == "function kernel"
+    assert all(a is b for a, b in zip(rest[-2:], tensors))
+    assert recorder.loaded[0][1] > 0
+
+
+def test_descriptors_get_memory_on_the_device(gpu, monkeypatch):
+    executor, recorder, _ = gpu()
+    expr = expression(linear, *LINEAR)
+    source = emit(expr, tiling_of(varied(expr, H100)["tma"], False))
+    given = []
+    monkeypatch.setattr(triton, "set_allocator", given.append)
+    kernel = executor.compile(source)
+    executor.launch(kernel, [torch.zeros(1)] * len(source.signature))
+    assert len(recorder.launched) == 1
+    (allocate,) = given
+    asked = []
+    monkeypatch.setattr(torch, "empty", lambda size, **how: asked.append((size, how)))
+    allocate(kernel.handle.metadata.global_scratch_size, 128, 7)
+    assert asked == [
+        (kernel.handle.metadata.global_scratch_size, {"dtype": torch.int8, "device": executor.device})
+    ]
+
+
+def test_machine_code_of_a_gpu_is_left_to_triton_s_cache(gpu):
+    executor, _, _ = gpu()
+    expr = expression(lambda x: torch.relu(x), (64,), dtype=torch.float32)
+    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, False))
+    assert executor.code(executor.compile(source)) == (b"", {})
+    assert executor.restore(source, b"", {}) is None
+    assert "90" in executor.environment[0]
+
+
+@pytest.mark.parametrize("arch", [70, 75])
+def test_gpus_that_triton_does_not_support_are_named(gpu, arch):
+    with pytest.raises(KernelError, match=rf"from compute capability 8.0 on, cuda:0 has {arch / 10}.*spill"):
+        gpu(arch)
+
+
+@pytest.mark.parametrize(
+    ("hip", "properties", "name"),
+    [
+        (None, {"major": 9, "minor": 0, "multi_processor_count": 114}, "H100, 114 units"),
+        ("6.4", {"gcnArchName": "gfx90a:sramecc+:xnack-", "multi_processor_count": 104}, "MI250X, 104 units"),
+    ],
+)
+def test_the_spec_of_a_gpu_follows_its_properties(monkeypatch, hip, properties, name):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
+    spec = pipeline.device_spec.__wrapped__(torch.device("cuda", 0))
+    assert spec.name == name and spec.units == properties["multi_processor_count"]

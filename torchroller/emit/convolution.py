@@ -1,0 +1,307 @@
+"""Convolution kernels: implicit matrix products of image positions and filters, with an epilogue on the accumulator.
+
+A program owns BLOCK_M positions of the output, all images and rows of it counted through, and BLOCK_N filters. It
+walks the taps of the window, and for each the channels in steps of BLOCK_K: one loop, whose number gives tap and
+channels. A row of the left operand is a run of channels at one place of the image; where that place lies outside,
+the load is masked. Constant filters come packed as [group][filter tile][tap][channel][BLOCK_N], for a CPU in panels of
+the register block as in `contraction`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..expr import Access, Axis, TensorExpr
+from ..implicit import CHANNELS, COLUMNS, ROWS, Sides, sides
+from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
+from .contraction import HALF
+from .contraction import packable as packable_matrix
+
+SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
+
+
+def is_convolution(expr: TensorExpr) -> bool:
+    """One dot over a window and channels, or of an image that is read with a border or in strides."""
+    if len(expr.dots) != 1:
+        return False
+    (dot,) = expr.dots
+    image = expr.values[dot.args[0]].access
+    if image is None:
+        return False
+    if image.gathers:
+        return False
+    if len(dot.over) > 1 or image.bounded:
+        return True
+    rows = sides(expr).rows
+    return len(rows) > 1 and max(a.extent for a in rows) <= SHORT_ROW
+
+
+def packable(expr: TensorExpr) -> str | None:
+    """The tensor that is the right operand as it stands, if it can be packed."""
+    if not is_convolution(expr):
+        return packable_matrix(expr)
+    weight = expr.values[expr.dots[0].args[1]]
+    if weight.access is None or weight.access.bounded:
+        return None
+    uses = [x.tensor for x in (*expr.loads, *(w.access for w in expr.writes))]
+    return weight.access.tensor if uses.count(weight.access.tensor) == 1 else None
+
+
+def emit_convolution(
+    expr: TensorExpr, tiling: Tiling, name: str, pack: bool = False, check: bool = False
+) -> TritonSource:
+    """Triton text of a convolution; `tiling` names the axes of `implicit.as_product`."""
+    return _Convolution(expr, tiling, name, pack, check).run()
+
+
+@dataclass
+class _Flat(Body):
+    """A body whose rows and columns are several axes walked as one.
+
+    flattened: (text of the row-major number, the axes that it counts); spelled: names of positions that the kernel
+    has computed, by number and axes
+    """
+
+    flattened: tuple[tuple[str, tuple[Axis, ...]], ...] = ()
+    spelled: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)
+
+    def offset(self, access: Access) -> str:
+        parts = [
+            _scaled(self.digit(count, order, names), step)
+            for count, order in self.flattened
+            for names, step in runs(access, order)
+        ]
+        flat = {a.name for _, order in self.flattened for a in order}
+        for ix, stride in zip(access.index, access.strides):
+            if ix.indirect is not None:
+                parts.append(_scaled(self.have[ix.indirect], stride))
+            parts += [_scaled(self.position[a], c * stride) for a, c in ix.terms if a not in flat]
+        start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
+        if start or not parts:
+            parts.append(str(start))
+        return " + ".join(parts)
+
+    def digit(self, count: str, order: tuple[Axis, ...], names: tuple[str, ...]) -> str:
+        """The position along neighbouring axes of `order`, of which `count` is the row-major number."""
+        known = self.spelled.get((count, names))
+        if known is not None:
+            return known
+        at = [a.name for a in order].index(names[-1])
+        inner = math.prod(a.extent for a in order[at + 1 :])
+        text = count if inner == 1 else f"({count} // {inner})"
+        if names[0] != order[0].name:
+            text = f"({text} % {math.prod(a.extent for a in order if a.name in names)})"
+        return text
+
+
+def runs(access: Access, order: tuple[Axis, ...]) -> list[tuple[tuple[str, ...], int]]:
+    """Neighbouring axes that the access walks as one: (names, step of the last), without axes that do not move it."""
+    out: list[tuple[tuple[str, ...], int]] = []
+    after: Axis | None = None
+    for a in reversed(order):
+        step = access.stride_of(a.name)
+        if (
+            out
+            and after is not None
+            and out[0][0][0] == after.name
+            and step == access.stride_of(after.name) * after.extent
+        ):
+            out[0] = ((a.name, *out[0][0]), out[0][1])
+        elif step:
+            out.insert(0, ((a.name,), step))
+        after = a
+    return out
+
+
+class _Convolution:
+    def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, pack: bool, check: bool) -> None:
+        self.expr, self.tiling, self.name, self.pack = expr, tiling, name, pack
+        self.depends = dependences(expr)
+        self.sides: Sides = sides(expr)
+        (self.dot,) = expr.dots
+        self.number = expr.values.index(self.dot)
+        raw = frozenset(
+            i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
+        )
+        self.body = _Flat(expr, raw_half=raw, check=check)
+        self.bm, self.bn, self.bk = (tiling.of(a) for a in (ROWS, COLUMNS, CHANNELS))
+        self.rows = math.prod(a.extent for a in self.sides.rows)
+        self.columns = math.prod(a.extent for a in self.sides.columns)
+
+    def run(self) -> TritonSource:
+        grid = self.programs()
+        self.coordinates()
+        self.main_loop()
+        self.epilogue()
+        return finish(self.body, self.tiling, self.name, grid, (self.pack_layout(),) if self.pack else ())
+
+    def programs(self) -> int:
+        """Programs of one group and one tile of filters follow each other: the filters stay in a near cache."""
+        body = self.body
+        body.line("pid = tl.program_id(0)" + (".to(tl.int64)" if wide_index(self.expr) else ""))
+        self.tiles_m, self.tiles_n = -(-self.rows // self.bm), -(-self.columns // self.bn)
+        counts = [
+            *((a.name, a.extent) for a in self.sides.groups),
+            ("columns", self.tiles_n),
+            ("rows", self.tiles_m),
+        ]
+        self.program = {key: "0" for key, count in counts if count == 1}
+        left, rest, grid = [(k, c) for k, c in counts if c > 1], "pid", 1
+        for i, (key, count) in enumerate(reversed(left)):
+            grid *= count
+            last = i == len(left) - 1
+            body.line(f"p_{key} = {rest}" + ("" if last else f" % {count}"))
+            if not last:
+                body.line(f"q_{key} = {rest} // {count}")
+                rest = f"q_{key}"
+            self.program[key] = f"p_{key}"
+        return grid
+
+    def coordinates(self) -> None:
+        body = self.body
+        for a in self.sides.groups:
+            body.position[a.name] = self.program[a.name]
+        both = (("m", "rows", self.rows, self.bm, self.sides.rows, "[:, None]"),
+                ("n", "columns", self.columns, self.bn, self.sides.columns, "[None, :]"))  # fmt: skip
+        for name, key, total, block, axes, shape in both:
+            start = "" if self.program[key] == "0" else f"{self.program[key]} * {block} + "
+            body.line(f"{name} = ({start}tl.arange(0, {block})){shape}")
+            for a in axes:
+                body.position[a.name] = body.digit(name, axes, (a.name,))
+                if total % block:
+                    body.masks[a.name] = f"({name} < {total})"
+        self.lone = {name for name, _, total, block, axes, _ in both if not axes}
+        body.flattened = (("m", self.sides.rows), ("n", self.sides.columns))
+        # digits are computed once, not in every step of the loop
+        accesses = [*self.expr.loads, *(w.access for w in self.expr.writes)]
+        for count, order in body.flattened:
+            needed = {names for x in accesses for names, _ in runs(x, order)}
+            needed |= {(a.name,) for a in order if self.tested(a.name)}
+            for names in sorted(needed):
+                text = body.digit(count, order, names)
+                if text != count:
+                    known = "_".join((count, *names))
+                    body.line(f"{known} = {text}")
+                    body.spelled[count, names] = known
+        for count, order in body.flattened:
+            for a in order:
+                body.position[a.name] = body.digit(count, order, (a.name,))
+
+    def tested(self, axis: str) -> bool:
+        """Does a bounds test or an index value need this coordinate on its own?"""
+        by_index = any(v.axis == axis for v in self.expr.values)
+        return by_index or any(
+            x.bounded and any(a == axis for ix in x.index for a, _ in ix.terms) for x in self.expr.loads
+        )
+
+    def main_loop(self) -> None:
+        body, taps = self.body, self.sides.taps
+        depth, steps = self.sides.depth, -(-self.sides.depth // self.bk)
+        total = steps * math.prod(a.extent for a in taps)
+        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.float32)")
+        if total > 1:
+            body.line(f"for step in range(0, {total}):")
+            body.indent += 1
+        tap = "step" if steps == 1 else f"step // {steps}"
+        if total > 1 and len(taps):
+            body.line(f"tap = {tap}")
+        self.tap = "tap" if total > 1 and taps else "0"
+        inner = 1
+        for a in reversed(taps):
+            text = self.tap if inner == 1 else f"{self.tap} // {inner}"
+            if a is not taps[0]:
+                text = f"{text} % {a.extent}" if inner == 1 else f"({text}) % {a.extent}"
+            body.line(f"{a.name} = {text}")
+            body.position[a.name] = a.name
+            inner *= a.extent
+        chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if taps else 'step'} * {self.bk} + "
+        body.line(f"k = {chunk}tl.arange(0, {self.bk})")
+        masked = depth % self.bk != 0
+        a_text = self.operand(0, "k[None, :]", masked)
+        b_text = self.packed_tile(masked) if self.pack else self.operand(1, "k[:, None]", masked)
+        body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="ieee")')
+        if total > 1:
+            body.indent -= 1
+        body.have = {self.number: "acc"}
+
+    def operand(self, which: int, k: str, masked: bool) -> str:
+        body, arg = self.body, self.dot.args[which]
+        saved, masks = dict(body.position), dict(body.masks)
+        body.have = {}
+        channels = self.sides.channels
+        body.position |= {a.name: "0" for a in channels}
+        body.position[channels[-1].name] = k
+        if len(channels) > 1:
+            body.flattened = (*body.flattened, (k, channels))
+        if masked:
+            body.masks |= {a.name: f"({k} < {self.sides.depth})" for a in channels}
+        body.compute([arg], self.depends)
+        value, text = self.expr.values[arg], body.have[arg]
+        if value.kind != "load":
+            if masked:
+                text = f"tl.where({k} < {self.sides.depth}, {text}, 0.0)"
+            if value.dtype in HALF:
+                text = f"({text}).to(tl.{value.dtype})"
+        name, shape = ("a", (self.bm, self.bk)) if which == 0 else ("b", (self.bk, self.bn))
+        if ("m", "n")[which] in self.lone:
+            text = f"tl.broadcast_to({text}, {shape})"
+        body.line(f"{name} = {text}")
+        body.position, body.masks, body.flattened = saved, masks, body.flattened[:2]
+        return name
+
+    def packed_tile(self, masked: bool) -> str:
+        """This program's filters, next BLOCK_K channels, of the packed weight."""
+        depth, tile = self.sides.depth, "0"
+        for key, count in (*((a.name, a.extent) for a in self.sides.groups), ("columns", self.tiles_n)):
+            here = self.program[key]
+            tile = here if tile == "0" else f"({tile} * {count} + {here})" if count > 1 else tile
+        layout = self.pack_layout()
+        wide, panels = layout.block, self.bn // layout.block
+        parts = [] if tile == "0" else [f"{tile} * {layout.k * self.bn}"]
+        parts += [] if self.tap == "0" else [f"{self.tap} * {depth * wide}"]
+        if panels == 1:
+            parts += [f"k[:, None] * {wide}", f"tl.arange(0, {wide})[None, :]"]
+            mask = f", mask=k[:, None] < {depth}, other=0" if masked else ""
+            self.body.line(f"b = tl.load({layout.tensor} + ({' + '.join(parts)}){mask})")
+            return "b"
+        parts += [f"k[:, None, None] * {wide}", f"tl.arange(0, {panels})[None, :, None] * {layout.k * wide}",
+                  f"tl.arange(0, {wide})[None, None, :]"]  # fmt: skip
+        mask = f", mask=k[:, None, None] < {depth}, other=0" if masked else ""
+        text = f"tl.load({layout.tensor} + ({' + '.join(parts)}){mask})"
+        self.body.line(f"b = tl.reshape({text}, ({self.bk}, {self.bn}))")
+        return "b"
+
+    def pack_layout(self) -> Pack:
+        access = self.expr.values[self.dot.args[1]].access
+        assert access is not None
+        over = (*self.sides.taps, *self.sides.channels)
+        last = self.sides.columns[-1:]
+        n_shape = (*(a.extent for a in self.sides.groups), self.columns)
+        n_strides = (*(access.stride_of(a.name) for a in self.sides.groups),
+                     access.stride_of(last[0].name) if last else 0)  # fmt: skip
+        strides = tuple(access.stride_of(a.name) for a in over)
+        wide = min(self.tiling.panel or self.bn, self.bn)
+        return Pack(access.tensor, access.dtype, math.prod(a.extent for a in over), strides[-1], n_shape, n_strides,
+                    access.offset, wide, self.bn // wide, tuple(a.extent for a in over), strides)  # fmt: skip
+
+    def epilogue(self) -> None:
+        body = self.body
+        for w in self.expr.writes:
+            body.compute([w.value], self.depends)
+            axes = {a for ix in w.access.index for a, _ in ix.terms}
+            text = body.offset(w.access)
+            mask = body.mask(w.access, axes)
+            for name in sorted(
+                self.lone
+            ):  # a dimension of the tile that no axis moves: its first place counts
+                text += f" + {name} * 0"
+                if {"m": self.bm, "n": self.bn}[name] > 1:
+                    mask = f"({name} < 1)" if mask is None else f"{mask} & ({name} < 1)"
+            tail = f", mask={mask}" if mask else ""
+            value = convert_store(body.have[w.value], w.access.dtype)
+            body.line(f"tl.store({w.access.tensor} + ({text}), {value}{tail})")
+
+
+def _scaled(text: str, factor: int) -> str:
+    return text if factor == 1 else f"{text} * {factor}"

@@ -1,0 +1,38 @@
+"""The device library under Triton's interpreter, which has none: NumPy's functions by the library's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+NUMPY_LIBRARY: dict[str, Callable[..., Any]] = {
+    "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh,
+    "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "hypot": np.hypot,
+    "copysign": np.copysign, "pow": np.float_power, "erfc": np.vectorize(math.erfc, [float]),
+    "lgamma": np.vectorize(lambda x: math.inf if x <= 0 and x % 1 == 0 else math.lgamma(x), [float]),
+}  # fmt: skip
+
+
+def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` on the interpreter's tensors and on numbers, computed in double precision and rounded once."""
+
+    def call(*args: Any, **_: Any) -> Any:
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        scalar = next(x.type.scalar for x in args if isinstance(x, tl.tensor))
+        given = [
+            x.handle.data if isinstance(x, tl.tensor) else np.asarray(getattr(x, "value", x)) for x in args
+        ]
+        with np.errstate(all="ignore"):
+            found = np.asarray(function(*(x.astype(np.float64) for x in given)))
+            found = found.astype(next(x.handle.data.dtype for x in args if isinstance(x, tl.tensor)))
+        shaped = tl.block_type(scalar, list(found.shape)) if any(
+            isinstance(x, tl.tensor) and x.type.is_block() for x in args
+        ) else scalar  # fmt: skip
+        return tl.tensor(TensorHandle(found, scalar), shaped)
+
+    return call

@@ -1,0 +1,29 @@
+"""Register blocks of tl.dot on a CPU: which rows x vectors of C one call of the micro-kernel keeps in registers.
+
+The lowering emits these blocks, the cost model counts with them, and constant operands are packed for them, so the
+rule stands here once. It imports nothing: Triton and the search may both ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Block = tuple[int, int]
+
+
+def micro_kernels(vector_bits: int) -> tuple[Block, ...]:
+    """(rows, vectors) that fit the registers, preferred one first.
+
+    16 registers (SSE, AVX2) hold 8 accumulators, a vector of B each and a broadcast of A: with two pipes of four
+    cycles latency, 8 independent chains are just enough. 32 registers (AVX-512) hold 16.
+    """
+    if vector_bits == 512:
+        return (8, 2), (4, 4), (2, 8), (1, 8), (8, 1)
+    return (4, 2), (2, 4), (1, 8), (8, 1)
+
+
+def register_block(blocks: Iterable[Block], m: int, n: int, lanes: int) -> Block:
+    """The (rows, vectors) for an m x n tile: most accumulators in use, the earlier of equals."""
+    width = max(1, n // lanes)
+    cut = [(min(rows, m), min(vectors, width)) for rows, vectors in blocks]
+    return max(cut, key=lambda b: b[0] * b[1], default=(1, 1))
