@@ -45,7 +45,8 @@ def run_case(case: Case, *, seconds: float = 60.0, config: Config | None = None)
     from ..watch import Watch
 
     config = make_config({}, base=config)
-    watch = Watch((sys.executable, str(case.path), f"{seconds + 30:.0f}"), config, duration_s=seconds)
+    # Long enough for a diagnosis at the end on a loaded machine; the watch ends it.
+    watch = Watch((sys.executable, str(case.path), f"{seconds + 180:.0f}"), config, duration_s=seconds)
     outcome = watch.run()
     wanted = _METRICS.get(case.metric, (case.metric,))
     found = [f for f in outcome.findings if f.verdict != "bounded" or f.growth_class != "flat"]
