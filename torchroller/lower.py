@@ -380,7 +380,8 @@ def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     for node in gm.graph.nodes:
         if node.target is not torch.ops.aten.copy_.default:
             continue
-        target, value = node.args[0], node.args[1]
+        target: Any = node.args[0]
+        value = node.args[1]
         if target.op != "placeholder" or not isinstance(value, fx.Node) or value.op != "call_function":
             continue
         if getattr(value.target, "overloadpacket", None) not in [

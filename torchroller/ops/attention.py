@@ -28,8 +28,9 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
            attn_mask: Node | None = None, scale: float | None = None) -> Any:  # fmt: skip
     if dropout_p != 0.0:
         raise NotLowered("attention with dropout")
-    if len(q.shape) != 4 or (why := reason_against(q, k, v)):
-        raise NotLowered(why if len(q.shape) == 4 else f"attention of rank {len(q.shape)}")
+    why = reason_against(q, k, v) if len(q.shape) == 4 else f"attention of rank {len(q.shape)}"
+    if why is not None:
+        raise NotLowered(why)
     k, v = (shared_heads(cx, q, x) for x in (k, v))
     mask = None if attn_mask is None else _mask(cx, attn_mask, q, k)
     out, lse = cx.b.attention(

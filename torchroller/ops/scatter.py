@@ -78,7 +78,7 @@ def _scatter_rule(
 ) -> Node:
     x, index = _lines(cx, x, index)
     if isinstance(source, Node):
-        source = _corner(cx, *_lines(cx, source), index.shape)
+        source = _corner(cx, _lines(cx, source)[0], index.shape)
     else:
         source = cx.b.const(source, x.dtype, index.shape)
     fn = COMBINE[reduce] if reduce else "set"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -28,7 +29,7 @@ def weighted_sums(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     for node in gm.graph.nodes:
         if _name(node) not in PRODUCTS or not isinstance(node.args[0], fx.Node):
             continue
-        at = node.args[0]
+        at: Any = node.args[0]
         while len(at.users) == 1 and (
             _name(at) in _PASSING or at.target is torch.ops.prims.convert_element_type.default
         ):
@@ -38,8 +39,8 @@ def weighted_sums(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
             and len(at.users) == 1
             and node.args[1] is not node.args[0]
         ):
-            rank = at.args[0].meta["val"].dim()  # type: ignore[union-attr]
-            if int(at.args[1]) % max(rank, 1) == rank - 1:  # type: ignore[call-overload]
+            rank = at.args[0].meta["val"].dim()
+            if int(at.args[1]) % max(rank, 1) == rank - 1:
                 found[node] = at
     return found
 
