@@ -61,7 +61,7 @@ def sides(expr: TensorExpr) -> Sides:
 
 def _step(expr: TensorExpr, axis: Axis) -> int:
     (dot,) = expr.dots
-    found = [abs(v.access.stride_of(axis.name)) for v in _loads(expr, dot.args[0])]
+    found = [abs(v.access.stride_of(axis.name)) for v in _loads(expr, dot.args[0]) if v.access is not None]
     return max(found, default=0)
 
 

@@ -305,7 +305,7 @@ class _Reader:
         if meta is None and self.device.type == "cpu":  # the partitioner leaves it out
             op, operands = node.args[0], fx.node.map_arg(node.args[1:], lambda n: n.meta["val"])
             state = torch.empty(torch.default_generator.get_state().shape, dtype=torch.uint8, device="meta")
-            meta = (state, op(*operands, **fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])))  # type: ignore[operator]
+            meta = (state, op(*operands, **fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])))  # type: ignore[operator, misc]
         leaves, spec = tree_flatten(meta)
         if not all(isinstance(m, torch.Tensor) for m in leaves):
             raise RollerError(f"{node.name} gives {meta!r}, not tensors alone")
@@ -380,9 +380,10 @@ def _updates(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     for node in gm.graph.nodes:
         if node.target is not torch.ops.aten.copy_.default:
             continue
-        target: Any = node.args[0]
-        value = node.args[1]
-        if target.op != "placeholder" or not isinstance(value, fx.Node) or value.op != "call_function":
+        target, value = node.args[:2]
+        if not isinstance(target, fx.Node) or target.op != "placeholder":
+            continue
+        if not isinstance(value, fx.Node) or value.op != "call_function":
             continue
         if getattr(value.target, "overloadpacket", None) not in [
             getattr(torch.ops.aten, n) for n in _UPDATES

@@ -135,12 +135,13 @@ def _transposed(cx: Context, image: Node, w: Node, stride: Sequence[int], paddin
     lengths = [-(-o // s) for o, s in zip(sizes, stride)]
     parts: dict[tuple[int, ...], Node] = {}
     for phase in product(*(range(s) for s in stride)):
-        taken, low, high, steps = filters, [0] * (rank + 2), [0] * (rank + 2), []
+        taken, reached = filters, True  # reached: some tap of the window meets these positions
+        low, high, steps = [0] * (rank + 2), [0] * (rank + 2), []
         for d in range(rank):
             s, dil, size = stride[d], dilation[d], image.shape[1 + d]
             taps = [k for k in range(filters.shape[d]) if (phase[d] + padding[d] - k * dil) % s == 0]
             if not taps:
-                taken = None
+                reached = False
                 break
             start = (phase[d] + padding[d] - taps[-1] * dil) // s
             step = dil // math.gcd(s, dil)
@@ -148,7 +149,7 @@ def _transposed(cx: Context, image: Node, w: Node, stride: Sequence[int], paddin
             low[1 + d] = -start
             high[1 + d] = lengths[d] + start + (len(taps) - 1) * step - size
             steps.append(step)
-        if taken is None:
+        if not reached:
             shape = (image.shape[0], *lengths, groups * columns)
             parts[phase] = b.const(0.0, "float32", shape)
             continue
