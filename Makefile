@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(PY) examples/demo.py
 
 test: $(VENV)/.dev
-	$(PY) -m pytest tests -m "not slow"
+	$(PY) -m pytest tests -m "not slow" -n auto --dist loadfile
 
 # also whole models at full size, long sweeps, long fuzzing
 test-all: $(VENV)/.dev

@@ -279,7 +279,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             f"unknown contenders {unknown}" if unknown else f"no case matches {args.only}; parts are {PARTS}"
         )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    if not args.dry_run:  # float32 means float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = facts(device)
     slug = re.sub(r"\W+", "-", str(machine["device"]).lower()).strip("-")
     default = (

@@ -7,9 +7,31 @@ measurement of the machine kept there changes which tiles are chosen. Neither ma
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 _CACHES = Path(__file__).parents[1] / "out" / "test-caches"
 os.environ.setdefault("TRITON_CACHE_DIR", str(_CACHES / "triton"))
 os.environ.setdefault("TORCHROLLER_CACHE_DIR", str(_CACHES / "torchroller"))
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHES / "inductor"))
+
+# Test processes side by side share the cores: kernels of two threads would wait for each other's scheduler slices.
+# What threads do to a launch is what these files test; they keep two.
+_THREADED = ("test_calls", "test_driver", "test_fork", "test_launch", "test_plan")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch = sys.modules.get("torch")
+    if torch is None or request.path.stem not in _THREADED:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -76,6 +76,9 @@ def create_app(
             500: lambda _, error: problem(500, f"{type(error).__name__}: {error}"),
         },
     )
+    app.router.redirect_slashes = (
+        False  # an address is what it says: `findings//` is not the list of findings
+    )
     app.state.findings = findings
     app.state.committer = committer
     return app

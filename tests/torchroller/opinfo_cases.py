@@ -53,6 +53,8 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("aten._embedding_bag", "aten._embedding_bag_forward_only"), "test_scan"),
     **dict.fromkeys(("aten._int_mm", "aten._weight_int8pack_mm"), "test_quantised"),
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": "test_attention",
+    **dict.fromkeys(("aten.convolution", "aten._convolution", "aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d",
+                     "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices"), "test_convolution"),
 }  # fmt: skip
 
 # Operators that ATen's decompositions build from ours: they must run in our kernels too.
@@ -101,6 +103,9 @@ EXTERN: dict[tuple[str, torch.dtype | None], str] = {
     ("div.floor_rounding", torch.bfloat16): "rounds between its steps",
     ("div.floor_rounding", torch.float16): "rounds between its steps",
     ("nn.functional.pad.circular", None): "no rule for aten.",  # it fills an empty tensor slice by slice
+    ("as_strided", None): "a view by strides",
+    ("as_strided.partial_views", None): "a view by strides",
+    ("norm.nuc", None): "no rule for aten._linalg_svd",
     ("nn.functional.embedding", None): "aten.embedding_renorm",  # max_norm writes into the table
     ("round.decimals_3", torch.bfloat16): "rounds between its steps",
     ("round.decimals_3", torch.float16): "rounds between its steps",

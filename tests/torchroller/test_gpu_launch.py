@@ -72,7 +72,7 @@ def test_a_kernel_is_compiled_for_the_device_and_launched_with_its_tensors(gpu):
     executor, recorder, entered = gpu()
     assert not executor.native  # no machine code of ours: Triton's launcher runs it
     expr = expression(lambda x: torch.relu(x), (1000,), dtype=torch.float32)
-    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, False))
+    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, H100))
     tensors = [torch.zeros(1000), torch.zeros(1000)]
     executor.launch(executor.compile(source), tensors)
     assert entered == [torch.device("cuda", 0)]
@@ -85,7 +85,7 @@ def test_a_kernel_is_compiled_for_the_device_and_launched_with_its_tensors(gpu):
 def test_descriptors_get_memory_on_the_device(gpu, monkeypatch):
     executor, recorder, _ = gpu()
     expr = expression(linear, *LINEAR)
-    source = emit(expr, tiling_of(varied(expr, H100)["tma"], False))
+    source = emit(expr, tiling_of(varied(expr, H100)["tma"], H100))
     given = []
     monkeypatch.setattr(triton, "set_allocator", given.append)
     kernel = executor.compile(source)
@@ -103,7 +103,7 @@ def test_descriptors_get_memory_on_the_device(gpu, monkeypatch):
 def test_machine_code_of_a_gpu_is_left_to_triton_s_cache(gpu):
     executor, _, _ = gpu()
     expr = expression(lambda x: torch.relu(x), (64,), dtype=torch.float32)
-    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, False))
+    source = emit(expr, tiling_of(ranked(expr, H100, 10).best, H100))
     assert executor.code(executor.compile(source)) == (b"", {})
     assert executor.restore(source, b"", {}) is None
     assert "90" in executor.environment[0]

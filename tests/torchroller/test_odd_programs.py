@@ -99,9 +99,9 @@ def test_weights_that_are_views_of_one_tensor():
     fn = lambda x: (x @ model.a.t()).relu() @ model.b.t()  # noqa: E731
     fast = compiled(fn)
     with torch.no_grad():
-        torch.testing.assert_close(fast(x), fn(x))
+        torch.testing.assert_close(fast(x), fn(x), rtol=1e-5, atol=1e-4)  # two products of 16 and 20 terms
         base.mul_(2)
-        torch.testing.assert_close(fast(x), fn(x))
+        torch.testing.assert_close(fast(x), fn(x), rtol=1e-5, atol=1e-4)
 
 
 def test_two_graphs_share_a_weight():

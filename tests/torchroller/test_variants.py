@@ -111,7 +111,7 @@ def test_unknown_variants_are_refused():
 )  # fmt: skip
 def test_instructions_are_emitted_and_fit(variant, spec):
     program = varied(expression(linear, *LINEAR), spec)[variant]
-    source = emit(expression(linear, *LINEAR), tiling_of(program, False))
+    source = emit(expression(linear, *LINEAR), tiling_of(program, spec))
     built = compiled(source, int(spec.arch))
     ptx = built.asm["ptx"]
     assert "cp.async.bulk.tensor" in ptx and "mbarrier" in ptx

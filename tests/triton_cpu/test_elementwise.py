@@ -11,6 +11,8 @@ import torch
 import triton.language as tl
 from oracle import assert_equal, module_of, needs_backend, ramp, sweep, triton, ulp_distance
 
+from torchroller.triton_cpu.cpu import missing_on_host, select_cpu
+
 pytestmark = needs_backend
 
 SIGNED = [torch.int8, torch.int16, torch.int32, torch.int64]
@@ -373,6 +375,9 @@ def test_rounding_to_half_types(tmp_path: Path, target: torch.dtype) -> None:
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64-v4", "znver4"])
 def test_half_types_on_other_cpus(tmp_path: Path, cpu: str) -> None:
     """Conversions that a CPU has no instruction for call nothing that the process lacks."""
+    lacking = missing_on_host(select_cpu(cpu))
+    if lacking:
+        pytest.skip(f"this machine has no {', '.join(lacking)}")
     text = """
         @triton.jit
         def kernel(p, half, brain, n, N: tl.constexpr):

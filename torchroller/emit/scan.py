@@ -20,9 +20,9 @@ def scan_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
     lane = min(
         expr.spatial, key=lambda a: (abs(expr.writes[0].access.stride_of(a.name)), -a.extent), default=None
     )
-    blocks = {run.name: min(next_power(run.extent), 256)}
+    blocks = {run.name: min(next_power(run.extent), 256 if cpu else 128)}  # float64 fills a GPU's registers
     if lane is not None:
-        blocks[lane.name] = min(next_power(lane.extent), 16 if cpu else 2)  # float64 fills a GPU's registers
+        blocks[lane.name] = min(next_power(lane.extent), 16 if cpu else 2)
     return Tiling(tuple(blocks.items()), num_warps=4, num_stages=1)
 
 
