@@ -153,6 +153,11 @@ def _allow_scratch(device: torch.device) -> None:
     triton.set_allocator(allocate_scratch)
 
 
+# Triton's frontend parses Python source. CPython before 3.11.8 and 3.12.2 counts the depth of ast.parse for the whole
+# interpreter, and raises SystemError when two threads are in it (gh-106905). Both would hold the GIL there anyway.
+frontend = threading.RLock()
+
+
 class NativeExecutor:
     """Stock Triton for the device's target; on a CPU the machine code is called without the stock launcher."""
 
@@ -218,7 +223,8 @@ class NativeExecutor:
         context = ir.context()
         ir.load_dialects(context)
         functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
-        stage: Any = ast.make_ir(self.target, options, functions, modules, context)
+        with frontend:
+            stage: Any = ast.make_ir(self.target, options, functions, modules, context)
         stages: dict[str, Any] = {}
         metadata: dict[str, Any] = {}
         backend.add_stages(stages, options, Language.TRITON)

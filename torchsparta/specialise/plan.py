@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchroller.kernel import frontend
+
 from .program import Launch, interpreting
 
 _ALIGN = 64
@@ -94,7 +96,8 @@ class Plan:
                 opened[a.name] if isinstance(a, Open) else space[a.name] if isinstance(a, Space) else a
                 for a in step.arguments
             ]
-            kernels.append(step.launch(step.grid, *arguments))
+            with frontend:  # the launcher compiles a kernel at its first launch
+                kernels.append(step.launch(step.grid, *arguments))
         if device.type == "cpu" and aligned and not interpreting() and all(map(_native, kernels)):
             self._compiled = kernels
 
