@@ -99,9 +99,12 @@ def test_weights_that_are_views_of_one_tensor():
     fn = lambda x: (x @ model.a.t()).relu() @ model.b.t()  # noqa: E731
     fast = compiled(fn)
     with torch.no_grad():
-        torch.testing.assert_close(fast(x), fn(x), rtol=1e-5, atol=1e-4)  # two products of 16 and 20 terms
-        base.mul_(2)
-        torch.testing.assert_close(fast(x), fn(x), rtol=1e-5, atol=1e-4)
+        for _ in range(2):
+            exact = (x.double() @ a.double().t()).relu() @ b.double().t()
+            theirs = (fn(x).double() - exact).abs().max()
+            ours = (fast(x).double() - exact).abs().max()
+            assert ours <= 4 * theirs + 1e-6 * exact.abs().max()
+            base.mul_(2)
 
 
 def test_two_graphs_share_a_weight():
