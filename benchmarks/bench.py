@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
 from cases import CASES, Case  # noqa: E402
-from contenders import CONTENDERS, FLOAT32_ONLY, available  # noqa: E402
+from contenders import CONTENDERS, INFERENCE_ONLY, available  # noqa: E402
 from workers import Contender  # noqa: E402
 
 from torchroller.host import cache_root, host_isa  # noqa: E402
@@ -49,8 +49,10 @@ def measure(
     skipped = {}
     for name in names:
         reason = available(name)
-        if case.dtype != torch.float32 and name in FLOAT32_ONLY:
+        if case.dtype != torch.float32 and name in INFERENCE_ONLY:
             reason = "float32 only"
+        elif case.training and name in INFERENCE_ONLY:
+            reason = "inference only"
         if reason:
             skipped[name] = reason
             continue

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from models import MODELS, Built
 from torch import nn
 
 
@@ -13,17 +14,19 @@ from torch import nn
 class Case:
     """`make()` gives (module in eval mode, inputs); `flops` and `bytes` of one call for the rates; `bar` is the goal.
 
-    `peers` names the contenders that make sense here; `turn_s` is how long a turn lasts.
+    `turn_s` is how long a turn lasts. With `training` the module returns a loss, and a call is its forward and
+    backward pass and a step of AdamW.
     """
 
     name: str
     group: str
-    make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
+    make: Callable[[], Built]
     flops: float = 0.0
     bytes: float = 0.0
     bar: str = ""
     dtype: torch.dtype = torch.float32
     turn_s: float = 0.05
+    training: bool = False
 
 
 class _Function(nn.Module):
@@ -50,7 +53,7 @@ def matmul(m: int, k: int, n: int, bar: str, dtype: torch.dtype = torch.float32)
     prefix = "mm" if dtype == torch.float32 else "bf16"
     size = torch.tensor([], dtype=dtype).element_size()
 
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    def make() -> Built:
         torch.manual_seed(0)
         return _Matmul(k, n, dtype).eval(), (torch.randn(m, k).to(dtype),)
 
@@ -60,14 +63,13 @@ def matmul(m: int, k: int, n: int, bar: str, dtype: torch.dtype = torch.float32)
     )
 
 
-def function(
-    name: str, fn: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]], bytes_: float
-) -> Case:
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def function(name: str, fn: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]], bytes_: float,
+             flops: float = 0.0, group: str = "memory") -> Case:  # fmt: skip
+    def make() -> Built:
         torch.manual_seed(0)
         return _Function(fn).eval(), tuple(torch.randn(*s) for s in shapes)
 
-    return Case(name, "memory", make, 0.0, bytes_, "fastest peer")
+    return Case(name, group, make, flops, bytes_, "fastest peer")
 
 
 class _LayerNorm(nn.Module):
@@ -79,46 +81,15 @@ class _LayerNorm(nn.Module):
         return self.norm(x)
 
 
-def _layer_norm() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _layer_norm() -> Built:
     torch.manual_seed(0)
     return _LayerNorm().eval(), (torch.randn(8192, 768),)
-
-
-class _Output(nn.Module):
-    """A transformers model reduced to one tensor, so that every contender returns the same thing."""
-
-    def __init__(self, model: nn.Module, field: str) -> None:
-        super().__init__()
-        self.model, self.field = model, field
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return getattr(self.model(x), self.field)
-
-
-def bert(batch: int) -> Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]:
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-        from transformers import BertConfig, BertModel
-
-        torch.manual_seed(0)
-        return _Output(BertModel(BertConfig()), "last_hidden_state").eval(), (
-            torch.randint(0, 30000, (batch, 128)),
-        )
-
-    return make
-
-
-def gpt2() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    from transformers import GPT2Config, GPT2Model
-
-    torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(use_cache=False))
-    return _Output(model, "last_hidden_state").eval(), (torch.randint(0, 50000, (1, 256)),)
 
 
 def convolution(name: str, channels: int, size: int, filters: int, window: int, **arguments: int) -> Case:
     """One image through one convolution without bias, in the layout that a PyTorch user has by default."""
 
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    def make() -> Built:
         torch.manual_seed(0)
         module = nn.Conv2d(channels, filters, window, bias=False, **arguments)
         return module.eval(), (torch.randn(1, channels, size, size),)
@@ -128,24 +99,6 @@ def convolution(name: str, channels: int, size: int, filters: int, window: int, 
     flops = 2.0 * out * out * filters * taps
     moved = 4.0 * (channels * size * size + filters * out * out + filters * taps)
     return Case(name, "convolution", make, flops, moved, "fastest peer")
-
-
-def vision(name: str, batch: int) -> Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]:
-    """A transformers vision model with its default configuration and random weights; statistics as after training."""
-
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-        import transformers
-
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{name}Config")()
-        model = getattr(transformers, f"{name}Model")(config)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-        return _Output(model, "last_hidden_state").eval(), (torch.randn(batch, 3, 224, 224),)
-
-    return make
 
 
 _SQUARE = [
@@ -179,11 +132,16 @@ CASES: tuple[Case, ...] = (
         [(1, 64, 112, 112)],
         5.0 * 64 * 112 * 112,
     ),
-    Case("resnet50_b1", "model", vision("ResNet", 1), 8.2e9, 0, "fastest peer", turn_s=0.3),
-    Case("resnet50_b8", "model", vision("ResNet", 8), 65.6e9, 0, "fastest peer", turn_s=1.0),
-    Case("mobilenetv2_b1", "model", vision("MobileNetV2", 1), 0.6e9, 0, "fastest peer", turn_s=0.1),
-    Case("vit_b16_b1", "model", vision("ViT", 1), 35.1e9, 0, "fastest peer", turn_s=0.5),
-    Case("bert_b1_s128", "model", bert(1), 22.4e9, 0, "0.40x eager's time; OpenVINO's time", turn_s=0.4),
-    Case("bert_b8_s128", "model", bert(8), 179e9, 0, "0.40x eager's time; OpenVINO's time", turn_s=1.0),
-    Case("gpt2_prefill_s256", "model", gpt2, 45e9, 0, "0.45x eager's time", turn_s=0.5),
+    function(
+        "bmm_12x128x64x128",
+        torch.bmm,
+        [(12, 128, 64), (12, 64, 128)],
+        0.0,
+        2.0 * 12 * 128 * 64 * 128,
+        "matmul",
+    ),
+    *(
+        Case(name, "model", m.make, m.flops, m.bytes, m.bar, m.dtype, m.turn_s, m.training)
+        for name, m in MODELS.items()
+    ),
 )

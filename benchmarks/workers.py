@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import multiprocessing as mp
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from cases import Case
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,18 @@ def _serve(pipe: Connection, contender: str, case_name: str) -> None:
     from contenders import CONTENDERS
 
     case = next(c for c in CASES if c.name == case_name)
-    with torch.no_grad():
+    with torch.set_grad_enabled(case.training):
         module, inputs = case.make()
         start = time.perf_counter()
         run = CONTENDERS[contender](module, inputs)
+        if case.training:
+            run = training_step(run, module)
         run()
         compile_s = time.perf_counter() - start
         got = getattr(run, "result", run)()
-        pipe.send(Ready(compile_s, _error(module, inputs, got), _notes(contender)))
+        pipe.send(
+            Ready(compile_s, _error(module, inputs, got, case), _notes(contender, 2 if case.training else 1))
+        )
         calls = 0
         while pipe.recv() == "turn":
             run()  # wake the caches and the thread pool, untimed
@@ -68,24 +78,50 @@ def _timed(run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _error(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], got: object) -> float:
-    """Largest error relative to the largest magnitude of the double-precision result."""
+def training_step(forward: Callable[[], Any], module: torch.nn.Module) -> Callable[[], object]:
+    """Forward and backward pass of a loss and a step of AdamW; `result` is the gradients, without a step."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
+
+    def step() -> object:
+        forward().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return None
+
+    def gradients() -> torch.Tensor:
+        forward().backward()
+        found = _gradients(module)
+        optimizer.zero_grad()
+        return found
+
+    step.result = gradients  # type: ignore[attr-defined]
+    return step
+
+
+def _gradients(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def _error(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], got: object, case: Case) -> float:
+    """Largest error relative to the largest magnitude of the double-precision result (gradients, in training)."""
     wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    reference = module.double()(*wide)
+    exact = copy.deepcopy(module).double()
+    reference = exact(*wide)
+    if case.training:
+        reference.backward()
+        reference = _gradients(exact)
     result = got.double() if isinstance(got, torch.Tensor) else torch.as_tensor(got).double()
-    error = ((result.reshape(reference.shape) - reference).abs().max() / reference.abs().max()).item()
-    module.to(next((x.dtype for x in inputs if x.is_floating_point()), torch.float32))
-    return error
+    return ((result.reshape(reference.shape) - reference).abs().max() / reference.abs().max()).item()
 
 
-def _notes(contender: str) -> str:
+def _notes(contender: str, graphs: int) -> str:
     if not contender.startswith("roller"):
         return ""
     from torchroller import backend
     from torchroller.collect import collect
     from torchroller.report import device_of
 
-    plans = backend.last_plans()[-1:]  # a case is one graph; earlier cases of this process are not meant
+    plans = backend.last_plans()[-graphs:]  # of this case; earlier ones of this process are not meant
     if not plans:
         return ""
     report = collect(plans, device_of(plans))
