@@ -278,6 +278,7 @@ def _bert_training(**kw: Any) -> tuple[nn.Module, tuple[Any, ...]]:
 
 def _gpt2_training(attention: str) -> tuple[nn.Module, tuple[Any, ...]]:
     model = gpt2_model(attention, use_cache=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model.loss_type = "ForCausalLM"  # without it the model logs a warning, which Dynamo does not trace
     return Wrapped(model, lambda m, x: m(x, labels=x).loss), (ids(),)
 
 
