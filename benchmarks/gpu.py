@@ -220,7 +220,7 @@ def _notes(name: str) -> str:
         return ""
     from torchroller import backend
     from torchroller.collect import collect
-    from torchroller.report import device_of
+    from torchroller.explaining import device_of
 
     plans = backend.last_plans()[-1:]
     report = collect(plans, device_of(plans))

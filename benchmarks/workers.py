@@ -119,7 +119,7 @@ def _notes(contender: str, graphs: int) -> str:
         return ""
     from torchroller import backend
     from torchroller.collect import collect
-    from torchroller.report import device_of
+    from torchroller.explaining import device_of
 
     plans = backend.last_plans()[-graphs:]  # of this case; earlier ones of this process are not meant
     if not plans:

@@ -13,8 +13,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "explain": "torchroller.report",
-    "last_report": "torchroller.report",
+    "explain": "torchroller.explaining",
+    "last_report": "torchroller.explaining",
     "reproducer": "torchroller.reproduce",
     "DeviceSpec": "torchroller.device",
     "construct": "torchroller.search",

@@ -116,14 +116,16 @@ def _calibration_text(found: Calibration) -> str:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from torchroller import models, report
+    from torchroller import explaining, models
 
     found = models.load(args.model, batch=args.batch, tokens=args.tokens, layers=args.layers)
     import torch
 
     mode = None if args.mode == "default" else args.mode
     with torch.inference_mode(found.inference):
-        made = report.explain(found.model, *found.inputs, measure=args.measure, mode=mode, name=found.name)
+        made = explaining.explain(
+            found.model, *found.inputs, measure=args.measure, mode=mode, name=found.name
+        )
     print(json.dumps(made.to_dict(), indent=1) if args.json else made)
     if args.html:
         print(f"\npage: {made.save(Path(args.html).with_suffix('.html')).resolve()}", file=sys.stderr)
@@ -159,8 +161,8 @@ def _timed(operator: object, predicted_s: float) -> str:
 
     from torchroller.backend import roller
     from torchroller.cost import time_text
+    from torchroller.explaining import medians
     from torchroller.operators import Operator
-    from torchroller.report import _medians
 
     assert isinstance(operator, Operator)
     fn, inputs = operator.call()
@@ -169,7 +171,7 @@ def _timed(operator: object, predicted_s: float) -> str:
     with torch.inference_mode():
         expected, got = fn(*inputs), compiled(*inputs)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-        ours, eager = _medians((lambda: compiled(*inputs), lambda: fn(*inputs)))
+        ours, eager = medians((lambda: compiled(*inputs), lambda: fn(*inputs)))
     return (
         f"\npredicted {time_text(predicted_s)}, measured {time_text(ours)}, eager {time_text(eager)} "
         f"({eager / ours:.2f} x)"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torchroller.expr import TensorExpr
-from torchroller.report import ExternReport, KernelReport, Report
+from torchroller.report import ExternReport, KernelReport, Report, user_line
 from torchroller.spec import DeviceSpec
-
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>[^\s:]+)')
 
 
 def collect(
@@ -45,24 +41,6 @@ def collect(
             known = externs.get(at)
             externs[at] = made if known is None else _together(known, made)
     return Report(name, device, tuple(kernels.values()), tuple(externs.values()), len(plans), **facts)
-
-
-def user_line(trace: str) -> str:
-    """The innermost frame of a stack trace in one line: file:line in function: code. Other text as it is."""
-    lines = [line.strip() for line in trace.strip().splitlines()]
-    frames = [(i, found) for i, line in enumerate(lines) if (found := _FRAME.search(line))]
-    if not frames:
-        return lines[0] if lines else ""
-    at, frame = frames[-1]
-    path = Path(frame["file"])
-    parts = path.parts
-    if "site-packages" in parts:
-        path = Path(*parts[parts.index("site-packages") + 1 :])
-    elif path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    rest = lines[at][frame.end() :].removeprefix(":").strip()
-    code = rest or (lines[at + 1] if at + 1 < len(lines) else "")
-    return f"{path}:{frame['line']} in {frame['function']}" + (f": {code}" if code else "")
 
 
 def _kernel_report(launch: Any, lines: Mapping[str, str]) -> KernelReport:

@@ -22,6 +22,7 @@ from typing import Any
 from torch import fx
 
 from torchroller.cost import time_text
+from torchroller.report import user_line
 
 log = logging.getLogger("torchroller")
 
@@ -92,8 +93,6 @@ def stage(name: str, text: Callable[[], str | Mapping[str, str]]) -> None:
 
 def graph_text(gm: fx.GraphModule) -> str:
     """The ATen graph, node by node, with shapes, and the user's line above the first node that it made."""
-    from torchroller.collect import user_line
-
     lines, shown = [], ""
     for node in gm.graph.nodes:
         where = user_line(node.stack_trace) if node.stack_trace else ""

@@ -1,19 +1,13 @@
-"""What was decided and why: `explain()`, `Report`, as text, JSON and one HTML page.
+"""What was decided and why: `Report`, as text, JSON and one HTML page.
 
-    report = torchroller.explain(model, *inputs)
-    print(report)                       # kernels, tiles level by level, extern calls with their reasons
-    report.save("report.html")          # one self-contained page
-
-A report is made from the execution plans that the backend keeps; it holds no tensors and outlives them.
+A report is made from the execution plans that the backend keeps (collect.py); it holds no tensors and outlives them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +18,7 @@ from torchroller.search import Construction
 from torchroller.spec import DeviceSpec, rate_text
 from torchroller.tile import RProgram
 
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>[^\s:]+)')
 _REASONS_SHOWN = 5  # rejected tiles named in the text form; the rest are counted
 
 
@@ -208,6 +203,24 @@ class Report:
         return path
 
 
+def user_line(trace: str) -> str:
+    """The innermost frame of a stack trace in one line: file:line in function: code. Other text as it is."""
+    lines = [line.strip() for line in trace.strip().splitlines()]
+    frames = [(i, found) for i, line in enumerate(lines) if (found := _FRAME.search(line))]
+    if not frames:
+        return lines[0] if lines else ""
+    at, frame = frames[-1]
+    path = Path(frame["file"])
+    parts = path.parts
+    if "site-packages" in parts:
+        path = Path(*parts[parts.index("site-packages") + 1 :])
+    elif path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    rest = lines[at][frame.end() :].removeprefix(":").strip()
+    code = rest or (lines[at + 1] if at + 1 < len(lines) else "")
+    return f"{path}:{frame['line']} in {frame['function']}" + (f": {code}" if code else "")
+
+
 def share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
@@ -248,95 +261,6 @@ def _kernel_dict(k: KernelReport) -> dict[str, Any]:
         found["rejected"] = [{"tile": t.as_dict(), "reason": why} for t, why in k.construction.rejected]
         found["search_s"] = k.construction.seconds
     return found
-
-
-def explain(
-    model: Callable[..., Any],
-    *inputs: Any,
-    measure: bool = False,
-    mode: str | None = None,
-    name: str | None = None,
-    kwargs: dict[str, Any] | None = None,
-    **options: Any,
-) -> Report:
-    """Compile `model` for these inputs with backend "roller", run it once and report what was decided.
-
-    measure: also time calls of the compiled and of the eager model (medians of a few)
-    kwargs:  keyword arguments of the model; `options` go to the backend, `mode` to torch.compile
-    The model runs under the caller's grad mode: a training graph shows its forward pass, and its backward
-    pass once that has run. Compiled code of earlier torch.compile calls is dropped (torch._dynamo.reset).
-    Raises ValueError when both a mode and options are given, which torch.compile does not take.
-    """
-    if mode is not None and options:
-        raise ValueError(f"mode {mode!r} and options {sorted(options)} exclude each other in torch.compile")
-    import torch
-
-    from torchroller import backend
-    from torchroller.collect import collect
-
-    torch._dynamo.reset()
-    before = {id(p) for p in backend.last_plans()}
-    compiled: Any = torch.compile(model, backend=backend.roller, mode=mode, options=options or None)
-    call_with = kwargs or {}
-    start = time.perf_counter()
-    compiled(*inputs, **call_with)
-    compile_s = time.perf_counter() - start
-    plans = [p for p in backend.last_plans() if id(p) not in before]
-    timed: dict[str, float] = {}
-    if measure:
-        pair = (lambda: compiled(*inputs, **call_with), lambda: model(*inputs, **call_with))
-        timed = dict(zip(("call_s", "eager_s"), _medians(pair)))
-    device = device_of(plans)
-    title = name or str(getattr(model, "__name__", type(model).__name__))
-    return collect(
-        plans, device, title, backend.traces_of, compile_s=compile_s, versions=_versions(), **timed
-    )
-
-
-def last_report(name: str = "model") -> Report:
-    """The graphs that backend "roller" compiled most recently in this process (the last 64 of them)."""
-    from torchroller import backend
-    from torchroller.collect import collect
-
-    plans = backend.last_plans()
-    return collect(plans, device_of(plans), name, backend.traces_of, versions=_versions())
-
-
-def device_of(plans: Sequence[Any]) -> DeviceSpec:
-    """The spec that the kernels of these plans were searched for; this CPU where there are none."""
-    from torchroller.device import cpu
-
-    devices = [p.device for p in plans if hasattr(p, "device")]  # a plan that calls ATen throughout has none
-    if not devices:
-        return cpu()
-    from torchroller.pipeline import device_spec
-
-    return device_spec(devices[0])
-
-
-def _medians(calls: Sequence[Callable[[], Any]], rounds: int = 7) -> list[float]:
-    """Interleaved rounds, so that a busy machine is equally unfair to all."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for _ in range(rounds):
-        for kept, call in zip(seconds, calls):
-            start = time.perf_counter()
-            call()
-            kept.append(time.perf_counter() - start)
-    return [statistics.median(s) for s in seconds]
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    from importlib import metadata
-
-    found = []
-    for package in ("torchroller", "torch", "triton", "llvmlite"):
-        try:
-            found.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            continue
-    return tuple(found)
 
 
 def summary(report: Report) -> list[tuple[str, str]]:

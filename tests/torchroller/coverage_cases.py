@@ -337,7 +337,7 @@ def evaluate(name: str) -> Outcome:
     """Runs a case eager, in float64 and compiled, and collects what the backend decided."""
     from torchroller import backend
     from torchroller.collect import collect
-    from torchroller.report import device_of
+    from torchroller.explaining import device_of
 
     case = CASES[name]
     torch.manual_seed(0)
