@@ -1,32 +1,13 @@
-"""What is measured: each case builds a module and its inputs, and knows its arithmetic and its bar."""
+"""What is measured: single operators, and the models of models.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from models import MODELS, Built
+from case import Built, Case
+from models import MODELS
 from torch import nn
-
-
-@dataclass(frozen=True)
-class Case:
-    """`make()` gives (module in eval mode, inputs); `flops` and `bytes` of one call for the rates; `bar` is the goal.
-
-    `turn_s` is how long a turn lasts. With `training` the module returns a loss, and a call is its forward and
-    backward pass and a step of AdamW.
-    """
-
-    name: str
-    group: str
-    make: Callable[[], Built]
-    flops: float = 0.0
-    bytes: float = 0.0
-    bar: str = ""
-    dtype: torch.dtype = torch.float32
-    turn_s: float = 0.05
-    training: bool = False
 
 
 class _Function(nn.Module):
@@ -140,8 +121,5 @@ CASES: tuple[Case, ...] = (
         2.0 * 12 * 128 * 64 * 128,
         "matmul",
     ),
-    *(
-        Case(name, "model", m.make, m.flops, m.bytes, m.bar, m.dtype, m.turn_s, m.training)
-        for name, m in MODELS.items()
-    ),
+    *MODELS,
 )

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
+from case import Built, Case
 from torch import nn
-
-Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class Model:
-    """`make()` gives (module in eval mode, inputs); see `Case` for the rest."""
-
-    make: Callable[[], Built]
-    flops: float = 0.0
-    bytes: float = 0.0
-    bar: str = "fastest peer"
-    dtype: torch.dtype = torch.float32
-    turn_s: float = 0.5
-    training: bool = False
 
 
 class Output(nn.Module):
@@ -124,18 +110,24 @@ _BERT_BAR = "0.40x eager's time; OpenVINO's time"
 _BF16 = torch.bfloat16
 _LLAMA = 12 * (2 * 1024 * 1024 + 2 * 1024 * 256 + 3 * 1024 * 2816) + 1024 * 32000  # weights in products
 
-MODELS: dict[str, Model] = {
-    "resnet50_b1": Model(lambda: vision("ResNet", 1), 8.2e9, turn_s=0.3),
-    "resnet50_b8": Model(lambda: vision("ResNet", 8), 65.6e9, turn_s=1.0),
-    "mobilenetv2_b1": Model(lambda: vision("MobileNetV2", 1), 0.6e9, turn_s=0.1),
-    "vit_b16_b1": Model(lambda: vision("ViT", 1), 35.1e9),
-    "bert_b1_s128": Model(lambda: bert(1), 22.4e9, bar=_BERT_BAR, turn_s=0.4),
-    "bert_b8_s128": Model(lambda: bert(8), 179e9, bar=_BERT_BAR, turn_s=1.0),
-    "gpt2_prefill_s256": Model(lambda: gpt2(False), 45e9, bar="0.45x eager's time"),
-    "gpt2_decode_kv256": Model(lambda: gpt2(True), bytes=4.0 * 124e6, turn_s=0.2),
-    "llama_prefill_s128": Model(lambda: llama(torch.float32, False), 2.0 * 128 * _LLAMA),
-    "llama_prefill_s128_bf16": Model(lambda: llama(_BF16, False), 2.0 * 128 * _LLAMA, dtype=_BF16),
-    "llama_decode_kv256": Model(lambda: llama(torch.float32, True), bytes=4.0 * _LLAMA, turn_s=0.2),
-    "llama_decode_kv256_bf16": Model(lambda: llama(_BF16, True), bytes=2.0 * _LLAMA, dtype=_BF16, turn_s=0.2),
-    "encoder_step": Model(encoder_step, 3 * 2.0 * 512 * (4 * 12 + 1) * 512 * 512, training=True),
-}  # fmt: skip
+
+def _model(name: str, make: Callable[[], Built], flops: float = 0.0, *, bar: str = "fastest peer", turn_s: float = 0.5,
+           **kw: Any) -> Case:  # fmt: skip
+    return Case(name, "model", make, flops, bar=bar, turn_s=turn_s, **kw)
+
+
+MODELS: tuple[Case, ...] = (
+    _model("resnet50_b1", lambda: vision("ResNet", 1), 8.2e9, turn_s=0.3),
+    _model("resnet50_b8", lambda: vision("ResNet", 8), 65.6e9, turn_s=1.0),
+    _model("mobilenetv2_b1", lambda: vision("MobileNetV2", 1), 0.6e9, turn_s=0.1),
+    _model("vit_b16_b1", lambda: vision("ViT", 1), 35.1e9),
+    _model("bert_b1_s128", lambda: bert(1), 22.4e9, bar=_BERT_BAR, turn_s=0.4),
+    _model("bert_b8_s128", lambda: bert(8), 179e9, bar=_BERT_BAR, turn_s=1.0),
+    _model("gpt2_prefill_s256", lambda: gpt2(False), 45e9, bar="0.45x eager's time"),
+    _model("gpt2_decode_kv256", lambda: gpt2(True), bytes=4.0 * 124e6, turn_s=0.2),
+    _model("llama_prefill_s128", lambda: llama(torch.float32, False), 2.0 * 128 * _LLAMA),
+    _model("llama_prefill_s128_bf16", lambda: llama(_BF16, False), 2.0 * 128 * _LLAMA, dtype=_BF16),
+    _model("llama_decode_kv256", lambda: llama(torch.float32, True), bytes=4.0 * _LLAMA, turn_s=0.2),
+    _model("llama_decode_kv256_bf16", lambda: llama(_BF16, True), bytes=2.0 * _LLAMA, dtype=_BF16, turn_s=0.2),
+    _model("encoder_step", encoder_step, 3 * 2.0 * 512 * (4 * 12 + 1) * 512 * 512, training=True),
+)  # fmt: skip
