@@ -57,7 +57,7 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
         return Choice(entry.source, key, entry.chosen, entry.measured_s, restored is not None, search)
     construction = search()
     if construction is None:
-        return Choice(emit(plain, given_tiling(plain, spec.is_cpu), pack, check), key, search=search)
+        return Choice(emit(plain, given_tiling(plain, spec), pack, check), key, search=search)
     if measure and len(construction.ranked) > 1:
         sources = [emit(plain, tiling_of(p, spec), pack, check) for p in construction.ranked]
         times = timings(plain, sources, executor)
@@ -88,11 +88,13 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None
     return with_variants(construct(expr, spec, top_k=topk), expr, spec)
 
 
-def given_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
+def given_tiling(expr: TensorExpr, spec: DeviceSpec) -> Tiling:
     """Tiles of the kernels that are not searched."""
     if is_scatter(expr):
-        return scatter_tiling(expr, cpu)
-    return scan_tiling(expr, cpu) if is_scan(expr) else attention_tiling(expr, cpu)
+        return scatter_tiling(expr, spec.is_cpu)
+    if is_scan(expr):
+        return scan_tiling(expr, spec.is_cpu)
+    return attention_tiling(expr, spec.units if spec.is_cpu else 0)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:

@@ -12,6 +12,7 @@ from roller_helpers import compiled, judge, last_plan
 from test_offline import DEVICES, fits
 
 from torchroller.backend import last_plans
+from torchroller.emit.attention import TAIL, attention_tiling, roles
 
 
 def heads(m: int, n: int, d: int, own: int = 4, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -36,6 +37,26 @@ SDPA = F.scaled_dot_product_attention
 def test_shapes(m, n, d, dtype):
     judge(SDPA, *heads(m, n, d, dtype=dtype))
     alone()
+
+
+@pytest.mark.parametrize("kw", [{}, {"is_causal": True}], ids=["all", "causal"])
+@pytest.mark.parametrize("tokens", [15, 65, 131, 197])
+def test_keys_that_fill_no_whole_step(tokens, kw):
+    """The last step is narrower than the others."""
+    judge(lambda q, k, v: SDPA(q, k, v, **kw), *heads(tokens, tokens, 24))
+    alone()
+
+
+def test_tiles_follow_the_shape():
+    """Few rows of padding, and enough programs for every core."""
+    judge(SDPA, *heads(197, 197, 24))
+    expr = last_plan().launches[0].expr
+    (_, m, _, n, _) = roles(expr)
+    few, many = (dict(attention_tiling(expr, units).blocks) for units in (2, 512))
+    assert -(-197 // few[m.name]) * few[m.name] < 197 * 1.1
+    assert 197 // few[n.name] * few[n.name] + few[TAIL] < 197 * 1.1
+    assert many[m.name] <= few[m.name]
+    assert TAIL not in dict(attention_tiling(expr, 0).blocks)  # a GPU walks the keys in steps of one width
 
 
 @pytest.mark.parametrize("own", [1, 2])

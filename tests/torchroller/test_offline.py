@@ -49,7 +49,7 @@ def source_for(expr: TensorExpr, spec: DeviceSpec) -> TritonSource:
     plain = replace(expr, source=())
     construction = ranked(plain, spec, 10)
     if construction is None:
-        return emit(plain, given_tiling(plain, spec.is_cpu))
+        return emit(plain, given_tiling(plain, spec))
     return emit(plain, tiling_of(construction.best, spec))
 
 

@@ -7,10 +7,13 @@ running maximum, the running sum of exponentials and the weighted sum of values,
 
 from __future__ import annotations
 
+import math
+
 from ..expr import Axis, TensorExpr
 from .common import Body, Tiling, TritonSource, convert_store, dependences, finish, next_power, wide_index
 
 HALF = ("float16", "bfloat16")
+TAIL = "tail"  # in a tiling: the width of a last step of its own; 0: none
 
 
 def is_attention(expr: TensorExpr) -> bool:
@@ -38,17 +41,52 @@ def roles(expr: TensorExpr) -> tuple[list[Axis], Axis, Axis, Axis, Axis]:
     return batch, m, e, n, d
 
 
-def attention_tiling(expr: TensorExpr, cpu: bool) -> Tiling:
-    """Queries x keys of one step; whole heads."""
-    _, m, e, n, d = roles(expr)
-    least = 1 if cpu else 16
-    blocks = {
-        m.name: max(min(next_power(m.extent), 64), least),
-        n.name: max(min(next_power(n.extent), 128 if cpu else 64), least),
-        e.name: max(next_power(e.extent), least),
-        d.name: max(next_power(d.extent), least),
-    }
-    return Tiling(tuple(blocks.items()), num_warps=4, num_stages=1 if cpu else 2)
+def attention_tiling(expr: TensorExpr, units: int) -> Tiling:
+    """Queries x keys of one step; whole heads. `units` 0: a GPU.
+
+    On a CPU the tiles of least `_cost`; keys that fill no whole step are a step of their own, as narrow as they allow.
+    """
+    batch, m, e, n, d = roles(expr)
+    if not units:
+        sizes = {m: min(next_power(m.extent), 64), n: min(next_power(n.extent), 64)}
+        sizes |= {e: next_power(e.extent), d: next_power(d.extent)}
+        return Tiling(tuple((a.name, max(size, 16)) for a, size in sizes.items()), num_warps=4, num_stages=2)
+    causal = _causal(expr, _score(expr), m, n)
+    heads = math.prod(a.extent for a in batch)
+    bm, bn = min(
+        ((a, b) for a in _sizes(m.extent, 128) for b in _sizes(n.extent, 256)),
+        key=lambda tile: _cost(tile, m.extent, n.extent, heads, units, causal),
+    )
+    blocks = {m.name: bm, n.name: bn, e.name: next_power(e.extent), d.name: next_power(d.extent)}
+    left = n.extent % bn
+    return Tiling((*blocks.items(), (TAIL, next_power(left) if left else 0)), num_warps=4, num_stages=1)
+
+
+def _sizes(extent: int, most: int) -> list[int]:
+    """Powers of two up to the first that covers `extent`, from 16."""
+    top = next_power(min(extent, most))
+    return [size for size in (16, 32, 64, 128, 256) if size < top] + [top]
+
+
+# Beside its share of both products a query costs so many keys' worth at each step (its maximum, its sum, the rescaled
+# row), and a key, packed anew for each tile of queries, so many queries' worth. Fitted to 55 timings on a Zen 4 core.
+_QUERY_KEYS, _KEY_QUERIES = 4, 2
+
+
+def _cost(tile: tuple[int, int], queries: int, keys: int, heads: int, units: int, causal: bool) -> float:
+    """Work of the unit that has most to do, in scores."""
+    bm, bn = tile
+    whole, left = divmod(keys, bn)
+    widths = [bn] * whole + ([next_power(left)] if left else [])
+    tiles = -(-queries // bm)
+    one = [sum((bm + _KEY_QUERIES) * (w + _QUERY_KEYS) for w in widths[: _steps(t, bm, bn, len(widths), causal)])
+           for t in range(tiles)]  # fmt: skip
+    programs = heads * tiles
+    return sum(one) / tiles * -(-programs // units)
+
+
+def _steps(tile: int, bm: int, bn: int, steps: int, causal: bool) -> int:
+    return min(steps, -(-(tile + 1) * bm // bn)) if causal else steps
 
 
 def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = False) -> TritonSource:
@@ -57,10 +95,12 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     depends = dependences(expr)
     first, second = expr.dots
     bm, bn, be, bd = (tiling.of(a.name) for a in (m, n, e, d))
+    tail = dict(tiling.blocks).get(TAIL)  # None: all keys in steps of one width
+    whole = n.extent if tail is None else n.extent // bn * bn
     top = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "fmax")
     total = next(i for i, v in enumerate(expr.values) if v.kind == "reduce" and v.fn == "sum")
     lone = m is LONE and bm > 1  # a tile of rows for one query: tl.dot of a GPU takes no less
-    score = expr.values[top].args[0]
+    score = _score(expr)
     body = Body(expr, check=check)
     body.raw_half = frozenset(
         i
@@ -69,17 +109,20 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     )
     grid = _programs(body, expr, batch, m, bm)
 
-    def masked(axis: Axis, block: int, text: str) -> None:
-        if axis.extent % block:
+    width, count = bn, whole  # of the step that is being written: keys in it, keys that such steps cover
+
+    def masked(axis: Axis, text: str) -> None:
+        block, extent = (width, count) if axis is n else (tiling.of(axis.name), axis.extent)
+        if extent % block:
             body.masks[axis.name] = f"({text} < {axis.extent})"
 
     def operand(index: int, places: dict[str, str], into: str) -> None:
         saved, kept = dict(body.position), dict(body.masks)
         body.have = {}
-        for axis, block in ((m, bm), (n, bn), (e, be), (d, bd)):
+        for axis in (m, n, e, d):
             if axis.name in places:
                 body.position[axis.name] = places[axis.name]
-                masked(axis, block, places[axis.name])
+                masked(axis, places[axis.name])
         body.compute([index], depends)
         text, value = body.have[index], expr.values[index]
         if value.kind != "load":
@@ -94,45 +137,53 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     body.line(f"d = tl.arange(0, {bd})")
     body.line(f"e = tl.arange(0, {be})[None, :]")
     body.position[m.name] = "m"
-    masked(m, bm, "m")
+    masked(m, "m")
     operand(first.args[0], {m.name: "m", d.name: "d[None, :]"}, "q")
     if lone:
         body.line(f"q = tl.broadcast_to(q, ({bm}, {bd}))")
     body.line(f"acc = tl.zeros(({bm}, {be}), tl.float32)")
     body.line(f"total = tl.zeros(({bm}, 1), tl.float32)")
     body.line(f"top = tl.full(({bm}, 1), -float('inf'), tl.float32)")
-    end = str(n.extent)
-    if _causal(expr, score, m, n):  # keys beyond the last query of the tile are not seen
-        end = f"tl.minimum({n.extent}, ({tile} + 1) * {bm})" if tile != "0" else str(min(n.extent, bm))
-    body.line(f"for n0 in range(0, {end}, {bn}):")
-    body.indent += 1
-    body.line(f"n = n0 + tl.arange(0, {bn})")
-    operand(first.args[1], {n.name: "n[None, :]", d.name: "d[:, None]"}, "k")
-    body.line('s = tl.dot(q, k, input_precision="ieee")')
-    body.have = {expr.values.index(first): "s"}
-    body.position[n.name] = "n[None, :]"
-    masked(n, bn, "n[None, :]")
-    body.compute([score], depends)
-    row = body.have[score]
-    if n.name in body.masks:
-        body.line(f"row = tl.where({body.masks[n.name]}, {row}, -float('inf'))")
-        row = "row"
-    body.line(f"higher = tl.maximum(top, tl.max({row}, axis=1, keep_dims=True))")
-    # a row in which nothing is visible yet has maximum -inf; subtracting that would give NaN
-    body.line("level = tl.where(higher == -float('inf'), 0.0, higher)")
-    body.line(f"p = tl.exp({row} - level)")
-    body.line("shrink = tl.exp(top - level)")
-    body.line("total = total * shrink + tl.sum(p, axis=1, keep_dims=True)")
-    body.line("acc = acc * shrink")
-    body.masks.pop(n.name, None)
-    operand(second.args[1], {n.name: "n[:, None]", e.name: "e"}, "v")
-    dtype = expr.values[second.args[1]].dtype
-    weights = f"p.to(tl.{dtype})" if dtype in HALF else "p"
-    body.line(f'acc = tl.dot({weights}, v, acc, input_precision="ieee")')
-    body.line("top = higher")
-    body.indent -= 1
+
+    def step(start: str) -> None:
+        body.line(f"n = {start} + tl.arange(0, {width})")
+        operand(first.args[1], {n.name: "n[None, :]", d.name: "d[:, None]"}, "k")
+        body.line('s = tl.dot(q, k, input_precision="ieee")')
+        body.have = {expr.values.index(first): "s"}
+        body.position[n.name] = "n[None, :]"
+        masked(n, "n[None, :]")
+        body.compute([score], depends)
+        row = body.have[score]
+        if n.name in body.masks:
+            body.line(f"row = tl.where({body.masks[n.name]}, {row}, -float('inf'))")
+            row = "row"
+        body.line(f"higher = tl.maximum(top, tl.max({row}, axis=1, keep_dims=True))")
+        # a row in which nothing is visible yet has maximum -inf; subtracting that would give NaN
+        body.line("level = tl.where(higher == -float('inf'), 0.0, higher)")
+        body.line(f"p = tl.exp({row} - level)")
+        body.line("shrink = tl.exp(top - level)")
+        body.line("total = total * shrink + tl.sum(p, axis=1, keep_dims=True)")
+        body.line("acc = acc * shrink")
+        body.masks.pop(n.name, None)
+        operand(second.args[1], {n.name: "n[:, None]", e.name: "e"}, "v")
+        dtype = expr.values[second.args[1]].dtype
+        weights = f"p.to(tl.{dtype})" if dtype in HALF else "p"
+        body.line(f'acc = tl.dot({weights}, v, acc, input_precision="ieee")')
+        body.line("top = higher")
+
+    if whole:
+        end = str(whole)
+        if _causal(expr, score, m, n):  # keys beyond the last query of the tile are not seen
+            end = f"tl.minimum({whole}, ({tile} + 1) * {bm})" if tile != "0" else str(min(whole, bm))
+        body.line(f"for n0 in range(0, {end}, {bn}):")
+        body.indent += 1
+        step("n0")
+        body.indent -= 1
+    if tail:
+        width, count = tail, n.extent - whole
+        step(str(whole))
     body.position[e.name] = "e"
-    masked(e, be, "e")
+    masked(e, "e")
     body.have = {expr.values.index(second): "acc", top: "top", total: "total"}
     for w in expr.writes:
         body.compute([w.value], depends)
@@ -144,6 +195,11 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
         text = convert_store(body.have[w.value], w.access.dtype)
         body.line(f"tl.store({w.access.tensor} + ({body.offset(w.access)} + m * 0), {text}, mask={mask})")
     return finish(body, tiling, name, grid)
+
+
+def _score(expr: TensorExpr) -> int:
+    """The value of which the softmax is taken."""
+    return next(v.args[0] for v in expr.values if v.kind == "reduce" and v.fn == "fmax")
 
 
 def _causal(expr: TensorExpr, score: int, m: Axis, n: Axis) -> bool:
