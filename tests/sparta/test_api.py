@@ -281,7 +281,8 @@ def test_report_page_draws_the_graph(x):
     plan = torchsparta.propagate(mlp(), tesa, (x,))
     page = torchsparta.report(torchsparta.sparsify(mlp(), tesa, (x,)), measure=False).html(plan)
     drawn = page.count('class="box')
-    assert drawn == 5 and page.count('class="edge"') == 4  # input, linear, gelu, dropout, linear
+    # input, linear, gelu, dropout, linear; PyTorch 2.14 leaves out a dropout that does nothing
+    assert drawn in (4, 5) and page.count('class="edge"') == drawn - 1
     assert f"+{plan.gained()['3.weight']:,} by propagation" in page
     assert page.count("data:image/png;base64,") >= 8
 
