@@ -19,7 +19,7 @@ from .fuse_reductions import Reductions
 from .fuse_scatter import Scatters
 from .graph import SETTLED, Node, base_of
 from .groups import Fused, Group, Storage, dense, padding_below, same_layout, strided_view, walked_strides
-from .joining import MAX_TENSORS, pointwise_operands
+from .joining import MAX_TENSORS
 from .lower import ExternCall, Lowered
 from .ops.pointwise import TABLE
 
@@ -280,7 +280,7 @@ class _Fuser(Reductions, Contractions, Scatters):
     def candidates(self, node: Node) -> list[Group]:
         if not self.enabled:
             return []
-        found = {self.home[b]: None for o in pointwise_operands(node) if (b := base_of(o)) in self.home}
+        found = {self.home[b]: None for o in self.reached(node) if (b := base_of(o)) in self.home}
         rank = {"dot": 0, "reduce": 1, "scan": 1, "pointwise": 2}
         return sorted((g for g in found if g.kind in rank), key=lambda g: (rank[g.kind], -g.number))
 

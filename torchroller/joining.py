@@ -168,7 +168,7 @@ class Joining:
         """Puts a pointwise node into the group of one of its operands, if it lives at the same points."""
         if len(group.index) >= MAX_MEMBERS or len(group.tensors) >= MAX_TENSORS:
             return False
-        for operand in pointwise_operands(node):
+        for operand in self.reached(node):
             if self.home.get(base_of(operand)) is not group:
                 continue
             saved = self.snapshot(group)
@@ -184,6 +184,18 @@ class Joining:
                     break
             self.restore(group, saved)
         return False
+
+    def reached(self, node: Node) -> list[Node]:
+        """Operands of a pointwise node, and through inline values, which live where it does, theirs."""
+        found: dict[Node, None] = {}
+        stack = [node]
+        while stack:
+            for operand in pointwise_operands(stack.pop()):
+                if operand not in found:
+                    found[operand] = None
+                    if operand in self.inline and operand not in self.home and operand.kind == "pointwise":
+                        stack.append(operand)
+        return list(found)
 
     def lift(self, group: Group, operand: Node) -> Index:
         """Where the element of `operand` (a view of a member) that holds the member's element lives."""
