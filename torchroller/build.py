@@ -66,7 +66,7 @@ class _Maker:
             return self.padded(node, pad, index)
         if node is not base and base not in self.group.index and self.stored(base):
             storage = self.fused.storage[base]
-            found = strided_view(node, storage.strides, storage.offset)
+            found = strided_view(node, storage.strides, storage.offset, backwards=True)
             if found is not None:
                 return self.load(_Raw(storage.buffer, node.dtype, linear(index, *found)))
         while node.kind == "view":

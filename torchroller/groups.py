@@ -77,8 +77,13 @@ class Fused:
         return "\n".join(lines)
 
 
-def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tuple[int, ...], int] | None:
-    """(strides, offset) of a chain of views over a base stored with `strides`; None where none exist."""
+def strided_view(
+    value: Node, strides: tuple[int, ...], offset: int, backwards: bool = False
+) -> tuple[tuple[int, ...], int] | None:
+    """(strides, offset) of a chain of views over a base stored with `strides`; None where none exist.
+
+    backwards: strides may be negative, which a kernel can read by and a tensor cannot have
+    """
     chain = []
     while value.kind == "view":
         chain.append(value)
@@ -93,7 +98,7 @@ def strided_view(value: Node, strides: tuple[int, ...], offset: int) -> tuple[tu
             return None
         elif kind == "slice":
             _, dim, start, step = view.view
-            if step < 0:
+            if step < 0 and not backwards:
                 return None
             offset += start * strides[dim]
             strides = tuple(st * step if d == dim else st for d, st in enumerate(strides))

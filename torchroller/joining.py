@@ -291,7 +291,7 @@ class Joining:
             reads.add(base)
             return
         stored = base not in group.index and (base not in self.inline or base in self.home)
-        if stored and (value is base or strided_view(value, *self.guess(base)) is not None):
+        if stored and (value is base or strided_view(value, *self.guess(base), backwards=True) is not None):
             reads.add(base)
             return
         while value.kind == "view":

@@ -144,24 +144,23 @@ def split(linear: Ix, sizes: Sequence[int], extents: Extents) -> list[Ix]:
             rest = ZERO
             continue
         high, low = [], []
-        reach = rest.offset % inner
+        least = most = rest.offset  # of what the low terms reach; axes may be walked backwards
         for name, c in rest.terms:
             extent = extents[name]
             if c % inner == 0:
                 high.append((name, c // inner))
                 continue
-            if c < 0:
-                raise NotAffine("a reversed axis is split")
-            if c * (extent - 1) >= inner:
-                if inner % c == 0 and extent % (inner // c) == 0:
-                    raise NeedSplit(name, inner // c)
+            if abs(c) * (extent - 1) >= inner:
+                if inner % c == 0 and extent % (inner // abs(c)) == 0:
+                    raise NeedSplit(name, inner // abs(c))
                 raise NotAffine(f"axis of {extent} steps of {c} over rows of {inner}")
             low.append((name, c))
-            reach += c * (extent - 1)
-        if reach >= inner:
+            least, most = least + min(c, 0) * (extent - 1), most + max(c, 0) * (extent - 1)
+        row = least // inner
+        if most // inner != row:
             raise NotAffine("the index crosses a row")
-        digits.append(Ix(tuple(high), rest.offset // inner))
-        rest = Ix(tuple(low), rest.offset % inner)
+        digits.append(Ix(tuple(high), row))
+        rest = Ix(tuple(low), rest.offset - row * inner)
     return digits
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
-from roller_helpers import judge
+from roller_helpers import compiled, judge, last_plan
 
 
 def names(plan):
@@ -124,3 +125,17 @@ def test_the_same_graph_gives_the_same_text():
     args = torch.randn(16, 32), torch.randn(32, 64)
     first, second = ([x.kernel.source.text for x in judge(fn, *args).launches] for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.reshape(-1).flip(0),
+    lambda x: x.flatten(0, 1).flip(0).reshape(4, 6, 5).flip(2),
+    lambda x: x.flatten(1).flip(1).reshape(4, 5, 6).flip(0, 2),
+    lambda x: (x * 2).flatten(1).flip(1)[:, 3:27:2].reshape(4, 3, 4),
+    lambda x: x.transpose(0, 2).flip(1).reshape(-1).flip(0).view(5, 24),
+])  # fmt: skip
+def test_views_that_walk_backwards_over_merged_dimensions(view):
+    x = torch.arange(120.0).view(4, 6, 5)
+    with torch.no_grad():
+        assert torch.equal(compiled(lambda x: view(x) + 1)(x), view(x) + 1)
+    assert not last_plan().externs
