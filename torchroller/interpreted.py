@@ -1,4 +1,4 @@
-"""The device library under Triton's interpreter, which has none: NumPy's functions by the library's names."""
+"""What Triton's interpreter lacks: the device library, as NumPy's functions, and products of bfloat16."""
 
 from __future__ import annotations
 
@@ -36,3 +36,21 @@ def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
         return tl.tensor(TensorHandle(found, scalar), shaped)
 
     return call
+
+
+def wide_products(create_dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's `create_dot` for bfloat16 too, whose bits it would multiply as unsigned integers."""
+
+    def call(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(builder, _widened(a), _widened(b), *rest)
+
+    return call
+
+
+def _widened(x: Any) -> Any:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if x.dtype.scalar != tl.bfloat16:
+        return x
+    return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)

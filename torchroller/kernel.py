@@ -29,7 +29,7 @@ import torch
 from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
-from .interpreted import NUMPY_LIBRARY, interpreted
+from .interpreted import NUMPY_LIBRARY, interpreted, wide_products
 
 
 @dataclass(frozen=True)
@@ -335,11 +335,11 @@ class _interpreted_library:
         import triton.experimental.gluon  # noqa: F401  (imported at the first launch; must see compiled functions)
         import triton.language as tl
         from triton.language.extra import libdevice
-        from triton.runtime.interpreter import InterpretedFunction
+        from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
         # The interpreter replaces members of these while device functions run, and does not put all of them back.
         patched = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype,
-                   libdevice)  # fmt: skip
+                   libdevice, InterpreterBuilder)  # fmt: skip
         self.saved = [(owner, dict(vars(owner))) for owner in patched]
         for module in (tl, tl.standard, tl.core):
             for name, value in list(vars(module).items()):
@@ -349,6 +349,7 @@ class _interpreted_library:
                     setattr(module, name, self._functions[value])
         for name, function in NUMPY_LIBRARY.items():
             setattr(libdevice, name, interpreted(function))
+        InterpreterBuilder.create_dot = wide_products(InterpreterBuilder.create_dot)
 
     def __exit__(self, *exc: Any) -> None:
         for owner, members in self.saved:

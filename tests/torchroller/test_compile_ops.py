@@ -180,3 +180,10 @@ def test_both_executors_agree(executor):
         torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.LayerNorm(30), torch.nn.Linear(30, 5)
     )
     judge(layer, torch.randn(7, 20), executor=executor)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7)])
+def test_products_of_bfloat16_under_the_interpreter(shape):
+    """Triton's interpreter keeps bfloat16 as the bits of unsigned integers."""
+    torch.manual_seed(0)
+    judge(lambda x: x @ x.mT, torch.randn(shape).bfloat16(), executor="interpret")
