@@ -7,14 +7,16 @@ Every field takes 8 bytes, in the byte order of the machine:
     offset  field
          0  grid_x, grid_y, grid_z    i64 each; an empty grid runs nothing
         24  threads                   i64, threads to run on; 1 runs everything on the caller
-        32  chunk                     i64, programs taken from the queue at a time; 0 = chosen from the grid
+        32  chunk                     i64, programs taken from the queue at a time; 0 = chosen from what is left
         40  gomp_parallel             pointer to GOMP_parallel, or 0: run on the caller
         48  scratch                   pointer to threads × scratch_stride bytes, 64-byte aligned, or 0
         56  scratch_stride            i64, a multiple of 64
         64  the kernel's arguments    one slot each, the value in the low bytes
 
 `entry` keeps the queue's counter on its own stack and runs `worker` on every thread; a worker takes the next
-`chunk` programs until none is left. Consecutive programs follow x first, then y, then z, as on a GPU.
+`chunk` programs until none is left. A chunk that is not given shrinks towards the end of the grid, down to a single
+program (guided self-scheduling, Polychronopoulos and Kuck 1987): threads that started late or met dearer programs
+finish with the others. Consecutive programs follow x first, then y, then z, as on a GPU.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ HEADER_FORMAT = "qqqqqQQq"
 
 # The queue's state on the stack of `entry`: counter and scratch slots on cache lines of their own.
 _STATE_BYTES, _COUNTER_OFFSET, _SLOT_OFFSET = 192, 64, 128
-_STATE_TOTAL, _STATE_CHUNK = 8, 16
-# Pieces that each thread's share of the grid is cut into: enough to even out unequal programs.
+_STATE_TOTAL, _STATE_MOST, _STATE_LEAST, _STATE_PARTS = 8, 16, 24, 32
+# A chunk is at most this part of a thread's share of the grid, and at most this part of its share of what is left.
 _CHUNKS_PER_THREAD = 8
+_CHUNKS_PER_REST = 2
 
 _FORMATS = {
     "i1": "q", "i8": "q", "i16": "q", "i32": "q", "i64": "q",
@@ -126,8 +129,12 @@ entry:
   %block = load ptr, ptr %state
   %total.p = getelementptr i8, ptr %state, i64 {_STATE_TOTAL}
   %total = load i64, ptr %total.p
-  %chunk.p = getelementptr i8, ptr %state, i64 {_STATE_CHUNK}
-  %chunk = load i64, ptr %chunk.p
+  %most.p = getelementptr i8, ptr %state, i64 {_STATE_MOST}
+  %most = load i64, ptr %most.p
+  %least.p = getelementptr i8, ptr %state, i64 {_STATE_LEAST}
+  %least = load i64, ptr %least.p
+  %parts.p = getelementptr i8, ptr %state, i64 {_STATE_PARTS}
+  %parts = load i64, ptr %parts.p
   %counter = getelementptr i8, ptr %state, i64 {_COUNTER_OFFSET}
   %slots = getelementptr i8, ptr %state, i64 {_SLOT_OFFSET}
   %slot = atomicrmw add ptr %slots, i64 1 monotonic
@@ -149,6 +156,11 @@ entry:
   br label %take
 
 take:
+  %seen = load atomic i64, ptr %counter monotonic, align 8
+  %rest = call i64 @llvm.usub.sat.i64(i64 %total, i64 %seen)
+  %part = udiv i64 %rest, %parts
+  %part.most = call i64 @llvm.umin.i64(i64 %part, i64 %most)
+  %chunk = call i64 @llvm.umax.i64(i64 %part.most, i64 %least)
   %first = atomicrmw add ptr %counter, i64 %chunk monotonic
   %some = icmp ult i64 %first, %total
   br i1 %some, label %decode, label %done
@@ -218,12 +230,19 @@ prepare:
   %share = udiv i64 %total, %pieces
   %chunk.auto = call i64 @llvm.umax.i64(i64 %share, i64 1)
   %chunk.some = select i1 %chunk.given, i64 %chunk.asked, i64 %chunk.auto
-  %chunk = select i1 %single, i64 %total, i64 %chunk.some
+  %most = select i1 %single, i64 %total, i64 %chunk.some
+  %least.some = select i1 %chunk.given, i64 %chunk.asked, i64 1
+  %least = select i1 %single, i64 %total, i64 %least.some
+  %parts = mul i64 %threads, {_CHUNKS_PER_REST}
   store ptr %block, ptr %state
   %s.total = getelementptr i8, ptr %state, i64 {_STATE_TOTAL}
   store i64 %total, ptr %s.total
-  %s.chunk = getelementptr i8, ptr %state, i64 {_STATE_CHUNK}
-  store i64 %chunk, ptr %s.chunk
+  %s.most = getelementptr i8, ptr %state, i64 {_STATE_MOST}
+  store i64 %most, ptr %s.most
+  %s.least = getelementptr i8, ptr %state, i64 {_STATE_LEAST}
+  store i64 %least, ptr %s.least
+  %s.parts = getelementptr i8, ptr %state, i64 {_STATE_PARTS}
+  store i64 %parts, ptr %s.parts
   %s.counter = getelementptr i8, ptr %state, i64 {_COUNTER_OFFSET}
   store i64 0, ptr %s.counter
   %s.slots = getelementptr i8, ptr %state, i64 {_SLOT_OFFSET}

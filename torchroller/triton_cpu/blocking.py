@@ -18,7 +18,7 @@ def micro_kernels(vector_bits: int) -> tuple[Block, ...]:
     cycles latency, 8 independent chains are just enough. 32 registers (AVX-512) hold 16.
     """
     if vector_bits == 512:
-        return (8, 2), (4, 4), (2, 8), (1, 8), (8, 1)
+        return (4, 4), (8, 2), (2, 8), (1, 8), (8, 1)
     return (4, 2), (2, 4), (1, 8), (8, 1)
 
 

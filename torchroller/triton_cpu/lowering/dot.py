@@ -9,7 +9,7 @@ panels [N / NR][K][NR], which also applies whatever computes them (casts, masks,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchroller.triton_cpu.blocking import micro_kernels, register_block
 from torchroller.triton_cpu.errors import UnsupportedOperation
@@ -30,6 +30,9 @@ from torchroller.triton_cpu.ttir import Op, Value
 _NEAR_ROWS = 256
 # With fewer rows of A than this, packing B costs more than it saves.
 _FEW_ROWS = 16
+# Up to this many rows memory bounds a product with a packed B: one core of Zen 4 reads 36 GB/s with prefetches this
+# far ahead, 19 with those of a whole block of k.
+_STREAMED_ROWS, _STREAM_BYTES = 4, 2048
 
 
 # dpbf16ps at the rate of fma, so twice its products. Intel's cores issue one every other cycle: there, widening to
@@ -39,11 +42,15 @@ _FAST_BF16 = ("znver",)
 
 @dataclass(frozen=True)
 class Strip:
-    """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type)."""
+    """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type).
+
+    elsewhere: not written by this program, so it may have to come from a distant cache.
+    """
 
     pointer: str
     row: Operand
     step: Operand
+    elsewhere: bool = False
 
 
 def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str] | None:
@@ -165,19 +172,18 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
         if p.kind == "vnni":
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
-    step = left.step if isinstance(left.step, int) else None
-    apart = b_row if isinstance(b_row, int) else None
-
-    def kernel(prefetch: bool) -> str:
-        symbol, text, declared = mk.function(p, shape, step, apart, prefetch)
-        for d in declared:
-            code.declare(d, d)
-        code.declare(symbol, text)
-        return symbol
-
+    strips = m // rows
+    layout = replace(
+        mk.Layout(*(n if isinstance(n, int) else None for n in (left.row, left.step, b_row))),
+        next_rows=left.elsewhere and strips > 1 and mk.spare_loads(shape),
+    )
+    # What follows in memory is asked for early where panels are read in place: by as many strips as there are lines
+    # in the steps that one iteration takes, each asking for its part.
+    asking = min(strips, max(1, panels * 4 * mk.unroll(p, shape) // mk.LINE_BYTES)) if b_row == panels else 0
+    ahead = _distance(m, k * panels * 4) if in_place is not None else 0
     size = "float" if p.acc == "float" else p.acc
 
-    def block(column: Operand, row: Operand, symbol: str) -> None:
+    def block(column: Operand, row: Operand, share: int) -> None:
         a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
         if isinstance(b_panel, int):
             start = code.mul(column, b_panel // panels)
@@ -185,14 +191,13 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             start = code.mul(code.let(f"udiv i64 {column}, {panels}") if column != 0 else 0, b_panel)
         b_at = _advance(ev, b_pointer, size, start)
         c_at = _advance(ev, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
+        symbol, text, declared = mk.function(p, shape, replace(layout, ahead=share))
+        for d in declared:
+            code.declare(d, d)
+        code.declare(symbol, text)
         extra = ""
-        if in_place is not None:
-            # the strips of this panel ask together for its next block of k, which lies k * b_row ahead
-            share = (k * panels * 4 * rows) // m
-            ahead = _advance(
-                ev, b_at, "i8", code.add(code.mul(code.mul(b_row, k), 4), code.mul(row, share // rows))
-            )
-            extra = f", ptr {ahead}, i64 {max(1, panels * 4 * rows // m)}"
+        if share:
+            extra = f", ptr {_advance(ev, b_at, 'i8', code.add(code.mul(row, share * k // rows), ahead))}"
         code.line(
             f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "
             f"ptr {c_at}, i64 {c.strides[0]}{extra})"
@@ -201,10 +206,20 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
     def column(index: Operand) -> None:
         if compensation is not None:
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
-        # the first strip asks for the B of the next iteration over k, which follows in memory where B is packed
-        code.loop(m, lambda r: block(index, r, kernel(in_place is not None)), step=rows)
+        first = asking * rows if ahead else 0
+        if first:
+            code.loop(first, lambda r: block(index, r, panels * 4 // asking), step=rows)
+        if first < m:
+            code.loop(m - first, lambda r: block(index, code.add(r, first), 0), step=rows)
 
     code.loop(n, column, step=panels)
+
+
+def _distance(m: int, block_bytes: int) -> int:
+    """Bytes from a panel's place in memory to what is asked for meanwhile: its next block of k, which the strips of
+    this one do not touch; a short way where so few rows use it that the hardware keeps up and only the start is late.
+    """
+    return block_bytes if m > _STREAMED_ROWS else min(block_bytes, _STREAM_BYTES)
 
 
 def _advance(ev: Evaluator, pointer: str, type: str, offset: Operand) -> str:
@@ -245,9 +260,9 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
         ):
             return None
         pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
-        return Strip(pointer, form.strides[0] // step, 1)
+        return Strip(pointer, form.strides[0] // step, 1, elsewhere=True)
     pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
-    return Strip(pointer, form.strides[0], form.strides[1])
+    return Strip(pointer, form.strides[0], form.strides[1], elsewhere=True)
 
 
 def _panel_in_place(ev: Evaluator, b: Tensor, m: int, width: int) -> Strip | None:

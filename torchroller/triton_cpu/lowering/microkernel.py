@@ -40,6 +40,7 @@ PAIRS = Product("pairs", "i32", "i32", 2)
 BF16 = Product("bf16", "float", "i32", 2)
 VNNI = Product("vnni", "i32", "i32", 4)
 
+LINE_BYTES = 64
 _DPBF16 = "llvm.x86.avx512bf16.dpbf16ps.512"
 _DPBUSD = "llvm.x86.avx512.vpdpbusd.512"
 _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -50,34 +51,53 @@ def unroll(p: Product, s: Shape) -> int:
 
     Measured on Zen 3, 4x2 vectors of fp32: 73 % of the FMA peak at 1, 97 % at 4.
     """
-    steps, cells = s.k // p.step, s.rows * s.vectors
-    return min(steps, 4 if cells <= 8 else 2)
+    return min(s.k // p.step, 4)
 
 
-def function(
-    p: Product, s: Shape, a_step: int | None, b_row: int | None = None, prefetch: bool = False
-) -> tuple[str, str, list[str]]:
-    """(symbol, text, declarations). `a_step` (`a_type` elements) and `b_row` (accumulator-sized elements) are the
-    distances of A and of B between steps, None where they are known only at run time.
+def spare_loads(s: Shape) -> bool:
+    """Whether multiply-adds outnumber loads two to one: then prefetches of A cost nothing."""
+    return s.rows * s.vectors >= 2 * (s.rows + s.vectors)
 
-    Arguments: ptr a, i64 a_row (a_type elements), i64 a_step, ptr b, i64 b_row, ptr c, i64 c_row (elements).
+
+@dataclass(frozen=True)
+class Layout:
+    """Distances that are known when the kernel is written, else None: of A between rows and steps (`a_type`
+    elements), of B between steps (accumulator-sized elements).
+
+    ahead: bytes of memory that each step asks for in advance, from the address that the call is given; 0: none.
+    next_rows: ask for the rows of A behind the ones of this call, which the next call reads.
     """
-    stride = "x" if a_step is None else str(a_step)
-    symbol = (
-        f"@dot_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_a{stride}"
-        f"_b{'x' if b_row is None else b_row}{'_ahead' if prefetch else ''}"
-    )
+
+    a_row: int | None = None
+    a_step: int | None = None
+    b_row: int | None = None
+    ahead: int = 0
+    next_rows: bool = False
+
+    def __str__(self) -> str:
+        r, a, b = ("x" if n is None else str(n) for n in (self.a_row, self.a_step, self.b_row))
+        suffix = (f"_ahead{self.ahead}" if self.ahead else "") + ("_rows" if self.next_rows else "")
+        return f"r{r}_a{a}_b{b}{suffix}"
+
+
+def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]:
+    """(symbol, text, declarations).
+
+    Arguments: ptr a, i64 a_row (a_type elements), i64 a_step, ptr b, i64 b_row, ptr c, i64 c_row (elements), and
+    with `ahead` the ptr to prefetch from. Distances that `layout` knows are not read from the arguments.
+    """
+    symbol = f"@dot_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_{layout}"
     vec = f"<{s.lanes} x {p.acc}>"
     steps, times = s.k // p.step, unroll(p, s)
     out = [
         f"define internal void {symbol}(ptr noalias %a, i64 %a_row, i64 %a_step, ptr noalias %b, i64 %b_row, "
         f"ptr noalias %c, i64 %c_row"
-        f"{', ptr %ahead, i64 %ahead_step' if prefetch else ''}) noinline {{",
+        f"{', ptr %ahead' if layout.ahead else ''}) noinline {{",
         "entry:",
     ]
     for m in range(s.rows):
-        out.append(f"  %ar{m} = mul nsw i64 %a_row, {m}")
-        out.append(f"  %ap{m} = getelementptr {p.a_type}, ptr %a, i64 %ar{m}")
+        row = _times(out, f"%ar{m}", "%a_row" if layout.a_row is None else layout.a_row, m)
+        out.append(f"  %ap{m} = getelementptr {p.a_type}, ptr %a, i64 {row}")
         out.append(f"  %cr{m} = mul nsw i64 %c_row, {m}")
         for v in range(s.vectors):
             out.append(f"  %co{m}.{v} = add nsw i64 %cr{m}, {v * s.lanes}")
@@ -88,15 +108,22 @@ def function(
     for m, v in cells:
         name = f"%acc{m}.{v}"
         out.append(f"  {name}.0 = phi {vec} [ {name}.from, %entry ], [ {name}.{times}, %loop ]")
-    b_step, a_by = ("%b_row" if b_row is None else b_row), ("%a_step" if a_step is None else a_step)
-    if prefetch:
-        out.append("  %fo = mul nsw i64 %k, %ahead_step")
-        out.append("  %fp = getelementptr i8, ptr %ahead, i64 %fo")
-        out.append("  call void @llvm.prefetch.p0(ptr %fp, i32 0, i32 2, i32 1)")
+    b_step = "%b_row" if layout.b_row is None else layout.b_row
+    a_by = "%a_step" if layout.a_step is None else layout.a_step
+    if layout.ahead:
+        out.append(f"  %fo = mul nsw i64 %k, {layout.ahead}")
+        for line in range(0, layout.ahead * times, LINE_BYTES):
+            out.append(f"  %fo{line} = add nsw i64 %fo, {line}")
+            out.append(f"  %fp{line} = getelementptr i8, ptr %ahead, i64 %fo{line}")
+            out.append(_prefetch(f"%fp{line}"))
     out.append(f"  %bo = mul nsw i64 %k, {b_step}")
     out.append(f"  %bb = getelementptr {p.acc}, ptr %b, i64 %bo")
     out.append(f"  %ao = mul nsw i64 %k, {a_by}")
     out += [f"  %ab{m} = getelementptr {p.a_type}, ptr %ap{m}, i64 %ao" for m in range(s.rows)]
+    if layout.next_rows and layout.a_row is not None:
+        for m in range(s.rows):
+            out.append(f"  %an{m} = getelementptr {p.a_type}, ptr %ab{m}, i64 {s.rows * layout.a_row}")
+            out.append(_prefetch(f"%an{m}"))
     for u in range(times):
         b_at, a_at = _times(out, f"%bu{u}", b_step, u), _times(out, f"%au{u}", a_by, u)
         out.append(f"  %bp{u} = getelementptr {p.acc}, ptr %bb, i64 {b_at}")
@@ -120,8 +147,15 @@ def function(
     ]
     out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in cells]
     out += ["  ret void", "}"]
-    declared = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"] if prefetch else []
-    return symbol, "\n".join(out), declared + _declarations(p, s, vec)
+    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+
+
+_DECLARE_PREFETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+
+
+def _prefetch(pointer: str) -> str:
+    """Into L2: until it is used, other data passes through L1."""
+    return f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)"
 
 
 def _times(out: list[str], name: str, step: int | str, count: int) -> int | str:
