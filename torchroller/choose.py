@@ -105,6 +105,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         program.num_warps,
         program.num_stages,
         panel=program.panel,
+        pairs=program.pairs,
         group=program.row_group,
         variant=program.variant,
         units=program.grid if program.variant == "tma-persist" else 0,

@@ -17,16 +17,23 @@ from dataclasses import dataclass
 from torchroller.capacity import Launch, occupancy
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, rate_text
-from torchroller.tile import padded
+from torchroller.tile import ceil_div, padded
 from torchroller.traffic import FEW_ROWS, Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes
 
 _LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
 # Loss of rate for each doubling of the accumulator tile beyond a third of L1: its loads wait for L2. Measured on a
 # Emerald Rapids core: 64x64 159, 128x64 153, 256x64 134 GFLOP/s of 2048^3.
 _FAR_ACCUMULATOR = 0.04
+_SECOND_STRIP = 0.03  # with few rows, of each further pass over a panel while the next one is on its way from memory
 _BROKEN_PANELS = 0.8  # with few rows nothing hides that the panels of a wide block lie apart
 _BLOCK_CYCLES = 40  # of a register block, besides its multiply-adds: accumulators in and out, the call
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
+# Loss of rate for each load of a register block beyond one in two multiply-adds, where the rows of A come from L2. On
+# Zen 4: 4x64 116, 8x32 113 GFLOP/s.
+_EXTRA_LOADS = 0.2
+_EVEN_LOADS = 0.5
+# Share of the time of L1 and L2 that a register-blocked product exposes: it reads panels in order, well ahead.
+_EXPOSED_PANELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,7 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
     compute_s = t.rounds * _compute_s(t, launch, resident)
 
     bound_by, slowest = max((*level_s, ("compute", compute_s)), key=lambda item: item[1])
-    rest = compute_s + sum(s for _, s in level_s) - slowest
-    body = slowest + device.exposed * rest
+    body = slowest + _exposed_s(t, level_s, compute_s, slowest)
     iterations = t.steps * max(1, space.passes) if t.steps > 1 else 0
     iteration_s = device.step_s
     if not device.is_cpu and launch.num_stages == 1:
@@ -111,6 +117,16 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
         occupancy=occ,
         padding_waste=1.0 - space.points / computed,
     )
+
+
+def _exposed_s(t: Tiled, level_s: list[tuple[str, float]], compute_s: float, slowest: float) -> float:
+    """What does not hide behind the slowest stage."""
+    device = t.device
+    rest = compute_s + sum(s for _, s in level_s) - slowest
+    if not (device.is_cpu and t.space.has_dot and slowest == compute_s and t.m > FEW_ROWS):
+        return device.exposed * rest
+    private = sum(s for level, (_, s) in zip(device.levels, level_s) if level.private)
+    return device.exposed * (rest - private) + _EXPOSED_PANELS * private
 
 
 def _shared_level_s(t: Tiled, level: MemLevel, moved: float, launch: Launch, resident: int) -> float:
@@ -161,8 +177,11 @@ def _cpu_efficiency(t: Tiled) -> float:
     spilled = math.log2(max(1.0, t.accumulator_bytes / room))
     cycles = t.inner / t.steps * rows * max(1, cols // lanes) / 2
     share = cycles / (cycles + _BLOCK_CYCLES)
-    if t.m <= FEW_ROWS and t.n > 2 * cols:
-        share *= _BROKEN_PANELS
+    if t.m > FEW_ROWS:
+        share *= 1.0 - _EXTRA_LOADS * max(0.0, lanes / cols + 1 / rows - _EVEN_LOADS)
+    else:
+        share *= 1.0 - _SECOND_STRIP * (ceil_div(t.m, rows) - 1)
+        share *= _BROKEN_PANELS if t.n > 2 * cols else 1.0
     return chains * share * min(1.0, t.n / lanes) * max(0.5, 1.0 - _FAR_ACCUMULATOR * spilled)
 
 

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozens
         names = list(kernel.buffers)
         for layout in choice.source.packs:
             at = int(layout.tensor[1:])
-            layout_key = (
-                names[at],
-                layout.n_shape,
-                layout.n_strides,
-                layout.k,
-                layout.k_stride,
-                layout.k_shape,
-                layout.k_strides,
-                layout.offset,
-                layout.block,
-                layout.group,
-            )
+            layout_key = (names[at], replace(layout, tensor=""))
             if layout_key not in packed:
                 name = f"packed{len(packed)}"
                 packed[layout_key] = PackedWeight(name, names[at], layout)

@@ -180,7 +180,8 @@ def _pack_text(pack: Pack) -> str:
     return json.dumps(
         {
             "k": pack.k, "k_stride": pack.k_stride, "n_shape": list(pack.n_shape),
-            "n_strides": list(pack.n_strides), "offset": pack.offset, "block": pack.block,
+            "n_strides": list(pack.n_strides), "offset": pack.offset, "block": pack.block, "tiles": pack.tiles,
+            "depth": pack.depth or pack.k, "pairs": pack.pairs,
         }
     )  # fmt: skip
 
@@ -230,13 +231,13 @@ def storable(flat):
 
 
 def packed(flat, layout):
-    """A constant matrix as the kernel reads it: [tile of columns][row][column of the tile], padded with zeros."""
+    """A constant matrix as the kernel reads it: [tile of columns][rows][column of the tile][row], padded with zeros."""
     *outer, last = layout["n_shape"]
     strides = (*layout["n_strides"][:-1], layout["k_stride"], layout["n_strides"][-1])
     rows = torch.as_strided(flat, (*outer, layout["k"], last), strides, layout["offset"])
-    rows = torch.nn.functional.pad(rows, (0, -last % layout["block"]))
-    tiles = rows.shape[-1] // layout["block"]
-    return rows.reshape(-1, layout["k"], tiles, layout["block"]).transpose(1, 2).contiguous()
+    tiles, block, depth, pairs = (layout[name] for name in ("tiles", "block", "depth", "pairs"))
+    rows = torch.nn.functional.pad(rows, (0, tiles * block - last, 0, depth - layout["k"]))
+    return rows.reshape(-1, depth // pairs, pairs, tiles, block).permute(0, 3, 1, 4, 2).contiguous()
 
 
 def make():

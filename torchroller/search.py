@@ -29,7 +29,7 @@ from torchroller.expr import TensorExpr
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
-from torchroller.traffic import Tiled, register_block, row_group, wave_tile
+from torchroller.traffic import Tiled, pairs, register_block, row_group, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
@@ -156,7 +156,8 @@ class _Search:
         space, device = self.space, self.device
         e = [1] * len(space.extents)
         if space.has_dot and device.is_cpu:
-            rows, vectors = device.micro_kernels[0]
+            rows, most = device.micro_kernels[0]
+            vectors = min(v for r, v in device.micro_kernels if r >= rows and r * v == rows * most)
             self._spread(e, space.m_axes, rows)
             self._spread(e, space.n_axes, vectors * device.lanes(4))
             self._spread(e, self._by_length(space.reduce), device.lanes(4))
@@ -342,6 +343,7 @@ def _program(space: Space, device: DeviceSpec, c: _Candidate) -> RProgram:
         extents=dict(zip(names, space.extents)),
         row_group=row_group(c.tiled),
         panel=register_block(c.tiled)[1] if device.is_cpu and space.has_dot else 0,
+        pairs=pairs(c.tiled),
     )
 
 

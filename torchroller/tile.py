@@ -82,6 +82,7 @@ class RProgram:
     levels: (memory level, tile resident there), from the whole problem in DRAM down to registers
     row_group: tiles of rows of a contraction that share each tile of columns before the next; 0 for all
     panel: columns of the second operand of a dot that the register block of a CPU reads together; else 0
+    pairs: neighbours along k that an instruction of a CPU multiplies together, side by side in a packed operand
     variant: how a GPU kernel reads its operands (torchroller/variants.py); "" is through pointers
     """
 
@@ -97,6 +98,7 @@ class RProgram:
     extents: Mapping[str, int] = field(default_factory=dict)
     row_group: int = 0
     panel: int = 0
+    pairs: int = 1
     variant: str = ""
 
     def holds(self, axis: str) -> bool:

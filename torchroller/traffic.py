@@ -130,6 +130,14 @@ def register_block(t: Tiled) -> tuple[int, int]:
     return t._register_block
 
 
+def pairs(t: Tiled) -> int:
+    """Neighbours along k that one instruction of a CPU multiplies: 2 where it has a dot product of bfloat16."""
+    peak = t.space.peak(t.device)
+    if not (t.device.is_cpu and t.space.has_dot and peak.dtype == "bfloat16" and peak.matrix_flops):
+        return 1
+    return peak.instruction[2] if register_block(t)[1] >= t.device.lanes(4) else 1
+
+
 def row_axis(t: Tiled) -> int:
     """The axis of rows that a contraction tiles; other axes of rows are numbered by the grid."""
     return max(t.space.m_axes, key=lambda i: (t.e[i], t.space.extents[i]))
@@ -216,22 +224,23 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
     near_private = _streamed(t, private) if private else t.e
     near_shared = _streamed(t, capacity / (1 if device.is_cpu else device.units * occupancy))
+    panel_by_panel = (
+        device.is_cpu and space.has_dot and t.m <= FEW_ROWS and t.n > register_block(t)[1]
+    )
+    broken = (1.0, _BROKEN_STREAM if panel_by_panel else 1.0)
     shared = dram = 0.0
     for k, o in enumerate(space.operands):
         program, total = t.program_bytes[k], space.total_bytes[k]
         walks = max(1, o.passes)
         if cache is not None:
-            charge = _charge(t, k, near_private, cache)
-            few_rows = t.m <= FEW_ROWS and t.n > register_block(t)[1]
-            if device.is_cpu and few_rows and o.side == "b":
-                charge *= _BROKEN_STREAM
+            charge = _charge(t, k, near_private, cache) * broken[o.side == "b"]
             shared += t.grid * program * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
                 together = wave[i] if _passed(t, i) == space.extents[i] else max(wave[i], _passed(t, i))
                 again *= ceil_div(space.extents[i], together)
-        dram += total * _charge(t, k, near_shared, device.dram) * again
+        dram += total * _charge(t, k, near_shared, device.dram) * broken[o.side == "b"] * again
     return shared, dram
 
 

@@ -66,7 +66,10 @@ def _sample(source: torch.Tensor) -> np.ndarray | None:
 
 
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
-    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded."""
+    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded.
+
+    With pairs, [n tile][k / pairs][block][pairs].
+    """
     *outer, last = layout.n_shape
     k_shape, k_strides = layout.k_shape or (layout.k,), layout.k_strides or (layout.k_stride,)
     strides = (*layout.n_strides[:-1], *k_strides, layout.n_strides[-1])
@@ -79,12 +82,18 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
         rows = rows.flip(back) if back else rows
         rows = rows.reshape(math.prod(outer), layout.k, last)
         full, rest = divmod(last, layout.block)
-        out = huge_pages(torch.empty(len(rows), layout.tiles, layout.k, layout.block,
-                                     dtype=TORCH_DTYPES[layout.dtype], device=source.device))  # fmt: skip
+        depth = layout.depth or layout.k
+        steps = (len(rows), layout.tiles, depth // layout.pairs, layout.block, layout.pairs)
+        dtype = TORCH_DTYPES[layout.dtype]
+        out = huge_pages(torch.empty(math.prod(steps), dtype=dtype, device=source.device)).view(steps)
+        by_k = out.transpose(3, 4)  # outer, tile, k / pairs, pairs, column
+        if layout.k < depth:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, depth - layout.k))
+        rows = rows.unflatten(1, (-1, layout.pairs))
         if full:
-            out[:, :full] = rows[:, :, : last - rest].unflatten(2, (full, layout.block)).transpose(1, 2)
+            by_k[:, :full] = rows[..., : last - rest].unflatten(3, (full, layout.block)).movedim(3, 1)
         if full < layout.tiles:
             out[:, full:] = 0
         if rest:
-            out[:, full, :, :rest] = rows[:, :, last - rest :]
-    return out
+            by_k[:, full, :, :, :rest] = rows[..., last - rest :]
+    return out.flatten()

@@ -36,6 +36,7 @@ class Tiling:
     num_warps: int = 4
     num_stages: int = 2
     panel: int = 0  # contraction: columns of B that the register block reads together; 0: the whole block
+    pairs: int = 1  # contraction: neighbours along k that one instruction multiplies, side by side in a packed B
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid
@@ -46,7 +47,8 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Pack:
-    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros to a multiple of `group` tiles.
+    """Layout of a constant matrix operand: [tiles of n][k][block], padded with zeros to a multiple of `group` tiles
+    and to `depth` along k (0: not at all). `pairs` neighbours along k lie side by side: [k / pairs][block][pairs].
 
     Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
     where k counts several axes, `k_shape` and `k_strides` are theirs.
@@ -64,6 +66,8 @@ class Pack:
     group: int = 1
     k_shape: tuple[int, ...] = ()
     k_strides: tuple[int, ...] = ()
+    depth: int = 0
+    pairs: int = 1
 
     @property
     def tiles(self) -> int:
@@ -72,7 +76,7 @@ class Pack:
 
     @property
     def elements(self) -> int:
-        return math.prod(self.n_shape[:-1]) * self.tiles * self.block * self.k
+        return math.prod(self.n_shape[:-1]) * self.tiles * self.block * (self.depth or self.k)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A program owns one BLOCK_M x BLOCK_N tile of C and walks k in steps of BLOCK_K. Axes beyond one of rows and one
 of columns (batch, heads) are scalars decoded from the program number. Masks appear only on axes that the block
 does not divide. A constant B may come packed as [n tile][k][BLOCK_N], so that its tile is one run of memory; for a
-CPU as [n tile][panel][k][columns of the register block], so that what the innermost loop reads is one run.
+CPU as [n tile][panel][k][columns of the register block], so that what the innermost loop reads is one run, and where
+one instruction multiplies pairs along k as [n tile][panel][k / 2][columns][2].
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class _Contraction:
         body.line(f"k = {start}tl.arange(0, {self.bk})")
         masked = k.extent % self.bk != 0
         a = self.operand(0, "k[None, :]", masked)
-        b = self.packed_tile(masked) if self.pack else self.operand(1, "k[:, None]", masked)
+        b = self.packed_tile() if self.pack else self.operand(1, "k[:, None]", masked)
         precision = "out_dtype=tl.int32" if whole else 'input_precision="ieee"'
         body.line(f"acc = tl.dot({a}, {b}, acc, {precision})")
         if not single:
@@ -180,22 +181,32 @@ class _Contraction:
         body.position, body.masks = saved, masks
         return name
 
-    def packed_tile(self, masked: bool) -> str:
-        """This program's columns, next BLOCK_K rows, of the packed B."""
-        layout, tile = self.pack_layout(), self.column_tile()
-        start = f"{tile} * {layout.k * self.bn} + " if tile != "0" else ""
-        wide, panels = layout.block, self.bn // layout.block
-        if panels == 1:
-            mask = f", mask=k[:, None] < {self.k.extent}, other=0" if masked else ""
-            at = f"{start}k[:, None] * {wide} + tl.arange(0, {wide})[None, :]"
-            self.body.line(f"b = tl.load({layout.tensor} + ({at}){mask})")
-            return "b"
-        mask = f", mask=k[:, None, None] < {self.k.extent}, other=0" if masked else ""
-        at = (
-            f"{start}k[:, None, None] * {wide} + tl.arange(0, {panels})[None, :, None] * {layout.k * wide} + "
-            f"tl.arange(0, {wide})[None, None, :]"
-        )
-        self.body.line(f"b = tl.reshape(tl.load({layout.tensor} + ({at}){mask}), ({self.bk}, {self.bn}))")
+    def packed_tile(self) -> str:
+        """This program's columns, next BLOCK_K rows, of the packed B: it is padded along k, so no mask is needed."""
+        layout, tile, body = self.pack_layout(), self.column_tile(), self.body
+        wide, panels, pairs = layout.block, self.bn // layout.block, layout.pairs
+        depth = layout.depth or layout.k
+        k = "k"
+        if pairs > 1:
+            start = "" if self.bk >= self.k.extent else f"k0 // {pairs} + "
+            body.line(f"kp = {start}tl.arange(0, {self.bk // pairs})")
+            k = "kp"
+        dims = [(k, wide * pairs)]
+        if panels > 1:
+            dims.append((f"tl.arange(0, {panels})", depth * wide))
+        dims.append((f"tl.arange(0, {wide})", pairs))
+        if pairs > 1:
+            dims.append((f"tl.arange(0, {pairs})", 1))
+        terms = [f"{tile} * {depth * self.bn}"] if tile != "0" else []
+        for d, (name, stride) in enumerate(dims):
+            at = ", ".join(":" if d == other else "None" for other in range(len(dims)))
+            terms.append(f"{name}[{at}]" + (f" * {stride}" if stride != 1 else ""))
+        text = f"tl.load({layout.tensor} + ({' + '.join(terms)}))"
+        if pairs > 1:
+            text = f"tl.permute({text}, {(0, len(dims) - 1, *range(1, len(dims) - 1))})"
+        if len(dims) > 2:
+            text = f"tl.reshape({text}, ({self.bk}, {self.bn}))"
+        body.line(f"b = {text}")
         return "b"
 
     def column_tile(self) -> str:
@@ -217,9 +228,10 @@ class _Contraction:
         ordered = [a for a in self.n if a is not self.tile_n] + ([self.tile_n] if self.tile_n else [])
         strides = tuple(b.access.stride_of(a.name) for a in ordered)
         wide = min(self.tiling.panel or self.bn, self.bn)
+        depth = -(-self.k.extent // self.bk) * self.bk if self.k.extent % self.bk else 0
         return Pack(b.access.tensor, b.dtype, self.k.extent, b.access.stride_of(self.k.name),
                     tuple(a.extent for a in ordered) or (1,), strides or (0,), b.access.offset, wide,
-                    self.bn // wide)  # fmt: skip
+                    self.bn // wide, depth=depth, pairs=self.tiling.pairs)  # fmt: skip
 
     def epilogue(self) -> None:
         body = self.body

@@ -23,7 +23,7 @@ from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.function import Lowering, handles
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.transpose import transpose_block
-from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Merged, Place, Remap, Tensor
+from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Interleaved, Load, Merged, Place, Remap, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
 # Rows of B at most this far apart (in elements) are read in place: they share pages and cache sets well.
@@ -163,7 +163,7 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
     left = _in_place(ev, a, p.step) or _pack_rows(low, p, a)
     panels = vectors * lanes
     compensation = None
-    in_place = _panel_in_place(ev, b, m, panels) if p.step == 1 else None
+    in_place = _panel_in_place(ev, b, m, panels) if p.step == 1 else _stored_steps(ev, b, p.step, panels)
     if in_place is not None:
         b_pointer, b_row, b_panel = in_place.pointer, in_place.step, in_place.row
     else:
@@ -295,6 +295,20 @@ def _stored_panels(ev: Evaluator, b: Merged, width: int) -> Strip | None:
     if b.source.shape[2] != width or column != 1:
         return None
     return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), panel, step)
+
+
+def _stored_steps(ev: Evaluator, b: Tensor, step: int, width: int) -> Strip | None:
+    """B that lies in memory as [panel][k / step][width][step], in units of `step` elements."""
+    if not isinstance(b, Interleaved) or b.source.shape[-1] != step or b.source.shape[-2] != width:
+        return None
+    form = _linear_load(ev, b.source)
+    if form is None or form.terms or form.strides[-1] != 1 or form.strides[-2] != step:
+        return None
+    apart = (form.strides[0], form.strides[1] if len(form.strides) == 4 else 0)
+    if any(not isinstance(n, int) or n % step for n in apart):
+        return None
+    pointer = _advance(ev, form.pointer, lt.storage(b.elem), form.base)
+    return Strip(pointer, apart[1] // step, apart[0] // step)
 
 
 def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> Strip:

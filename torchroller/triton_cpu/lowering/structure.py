@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
-from torchroller.triton_cpu.lowering.values import Load, Merged, Place, Range, Remap, Splat, Tensor, row_major
+from torchroller.triton_cpu.lowering.values import Interleaved, Load, Merged, Place, Range, Remap, Splat, Tensor, row_major
 from torchroller.triton_cpu.ttir import Op
 
 _AXES = {"x": "x", "y": "y", "z": "z", "0": "x", "1": "y", "2": "z"}
@@ -108,6 +109,9 @@ def reshape(low: Lowering, op: Op) -> None:
     if _joins_columns(low, source, shape):
         low.set_tensor(result, Merged(shape, source.elem, source=source))
         return
+    if isinstance(source, Remap) and _joins_rows(low, source, shape):
+        low.set_tensor(result, Interleaved(shape, source.elem, source=source.source))
+        return
     buffer = low.keep(source)
     if buffer.strides != row_major(buffer.shape):
         source = stored(buffer)
@@ -123,6 +127,17 @@ def _joins_columns(low: Lowering, source: Tensor, shape: Sequence[int]) -> bool:
         return False
     k, *rest = source.shape
     return len(rest) == 2 and tuple(shape) == (k, rest[0] * rest[1]) and rest[1] % low.ev.lanes == 0
+
+
+def _joins_rows(low: Lowering, source: Remap, shape: Sequence[int]) -> bool:
+    """(k, w, s) or (k, p, w, s) loaded from memory, with s moved behind k, as (k * s, p * w): s rows side by side."""
+    loaded = source.source
+    if not isinstance(loaded, Load) or loaded.buffer is not None or source.buffer is not None:
+        return False
+    if len(loaded.shape) not in (3, 4) or source.source_dims != (0, *range(2, len(loaded.shape)), 1):
+        return False
+    k, *panels, width, step = loaded.shape
+    return tuple(shape) == (k * step, math.prod(panels) * width) and width % low.ev.lanes == 0
 
 
 def _copy(low: Lowering, source: object, buffer: object) -> None:

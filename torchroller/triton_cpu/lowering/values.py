@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Operand
 
 if TYPE_CHECKING:
@@ -306,18 +307,58 @@ class Merged(Tensor):
 
     def compute(self, ev: Evaluator, place: Place) -> str:
         row, column = place.coords
-        width = self.source.shape[2]
-        panel: Operand
-        within: Operand
-        if isinstance(column, int):
-            panel, within = divmod(column, width)
-        else:
-            panel = self._digit(ev, "udiv", column)
-            within = self._digit(ev, "urem", column)
+        panel, within = digits(ev, column, self.source.shape[2])
         vdim = {None: None, 0: 0, 1: 2}[place.vdim]
         return ev.at(self.source, Place((row, panel, within), vdim, place.lanes))
 
-    def _digit(self, ev: Evaluator, operation: str, column: str) -> str:
-        width, level = self.source.shape[2], ev.code.depth(column)
-        key = (operation, column, width)
-        return ev.remember(key, level, lambda: ev.code.let(f"{operation} i64 {column}, {width}"))
+
+@dataclass(eq=False)
+class Interleaved(Tensor):
+    """(k / s, w, s) or (k / s, p, w, s), read without a copy as (k, w) or (k, p * w): a constant operand of a dot whose
+    instruction multiplies s neighbours along k, stored side by side.
+
+    Vectors along the columns must lie within one `w`; whoever makes one sees to that.
+    """
+
+    source: Tensor = None  # type: ignore[assignment]
+
+    def deps(self) -> list[tuple[Tensor, Dims]]:
+        between: Dims = (None,) * (len(self.source.shape) - 3)
+        return [(self.source, (None, *between, 1, None))]
+
+    @property
+    def weight(self) -> int:
+        return 1 if self.buffer is not None else self.source.weight
+
+    def compute(self, ev: Evaluator, place: Place) -> str:
+        if place.vdim == 0:  # neighbours along k lie apart
+            return self._gathered(ev, place)
+        row, column = place.coords
+        *_, width, step = self.source.shape
+        first, second = (digits(ev, row, step), digits(ev, column, width))
+        panel = (second[0],) if len(self.source.shape) == 4 else ()
+        at = (first[0], *panel, second[1], first[1])
+        return ev.at(self.source, Place(at, None if place.vdim is None else len(at) - 2, place.lanes))
+
+    def _gathered(self, ev: Evaluator, place: Place) -> str:
+        row, column = place.coords
+        type, vector = lt.scalar(self.elem), "poison"
+        for lane in range(place.lanes):
+            value = ev.at(self, Place((ev.code.add(row, lane), column)))
+            vector = ev.code.let(
+                f"insertelement <{place.lanes} x {type}> {vector}, {type} {value}, i64 {lane}"
+            )
+        return vector
+
+
+def digits(ev: Evaluator, position: Operand, width: int) -> tuple[Operand, Operand]:
+    """(position // width, position % width)."""
+    if isinstance(position, int):
+        return divmod(position, width)
+
+    def digit(operation: str) -> str:
+        key = (operation, position, width)
+        level = ev.code.depth(position)
+        return ev.remember(key, level, lambda: ev.code.let(f"{operation} i64 {position}, {width}"))
+
+    return digit("udiv"), digit("urem")
