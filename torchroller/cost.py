@@ -18,13 +18,23 @@ from torchroller.capacity import Launch, occupancy
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, rate_text
 from torchroller.tile import ceil_div, padded
-from torchroller.traffic import FEW_ROWS, Tiled, cache_bytes, register_block, scratch_traffic, shared_bytes
+from torchroller.traffic import (
+    FEW_ROWS,
+    Tiled,
+    cache_bytes,
+    copied_bytes,
+    register_block,
+    scratch_traffic,
+    shared_bytes,
+)
 
 _LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
 # Loss of rate for each doubling of the accumulator tile beyond a third of L1: its loads wait for L2. Measured on a
 # Emerald Rapids core: 64x64 159, 128x64 153, 256x64 134 GFLOP/s of 2048^3.
 _FAR_ACCUMULATOR = 0.04
-_SECOND_STRIP = 0.03  # with few rows, of each further pass over a panel while the next one is on its way from memory
+_SECOND_STRIP = (
+    0.03  # with few rows, of each further pass over a panel while the next one is on its way from memory
+)
 _BROKEN_PANELS = 0.8  # with few rows nothing hides that the panels of a wide block lie apart
 _BLOCK_CYCLES = 40  # of a register block, besides its multiply-adds: accumulators in and out, the call
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
@@ -126,7 +136,10 @@ def _exposed_s(t: Tiled, level_s: list[tuple[str, float]], compute_s: float, slo
     if not (device.is_cpu and t.space.has_dot and slowest == compute_s and t.m > FEW_ROWS):
         return device.exposed * rest
     private = sum(s for level, (_, s) in zip(device.levels, level_s) if level.private)
-    return device.exposed * (rest - private) + _EXPOSED_PANELS * private
+    innermost = t.rounds * t.steps / device.private_levels[-1].bandwidth_bytes_per_s
+    rows, columns = (n * innermost for n in copied_bytes(t))  # packing B hides behind nothing
+    panels = private - rows - columns
+    return device.exposed * (rest - private + rows) + _EXPOSED_PANELS * panels + columns
 
 
 def _shared_level_s(t: Tiled, level: MemLevel, moved: float, launch: Launch, resident: int) -> float:

@@ -224,9 +224,7 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     far = {i for i in crossed if reuse_distance(t, wave, i) > capacity} if crossed else set()
     near_private = _streamed(t, private) if private else t.e
     near_shared = _streamed(t, capacity / (1 if device.is_cpu else device.units * occupancy))
-    panel_by_panel = (
-        device.is_cpu and space.has_dot and t.m <= FEW_ROWS and t.n > register_block(t)[1]
-    )
+    panel_by_panel = device.is_cpu and space.has_dot and t.m <= FEW_ROWS and t.n > register_block(t)[1]
     broken = (1.0, _BROKEN_STREAM if panel_by_panel else 1.0)
     shared = dram = 0.0
     for k, o in enumerate(space.operands):
@@ -304,12 +302,14 @@ def cache_bytes(t: Tiled) -> list[float]:
         moved.append(float((a + b + spill) * t.steps + outside))
     # Out of the innermost cache: A is broadcast once per column panel and B read once per row panel,
     # accumulators go in and out, and B is read and written once more to be packed.
-    in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
-    pack = 0 if in_place else 3 * t.b
-    if t.space.copies_rows:
-        pack += _COLLECTED * t.a
-    per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + pack
+    per_step = t.a * column_panels + t.b * row_panels + 2 * accumulators + sum(copied_bytes(t))
     return [*moved, float(per_step * t.steps + outside)]
+
+
+def copied_bytes(t: Tiled) -> tuple[int, int]:
+    """Bytes through L1 that bringing A, and B, into the order of the micro-kernel takes in one reduction step."""
+    in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
+    return _COLLECTED * t.a if t.space.copies_rows else 0, 0 if in_place else 3 * t.b
 
 
 def _streaming_bytes(t: Tiled) -> list[float]:

@@ -286,6 +286,20 @@ def test_packed_columns_of_several_axes_are_padded_axis_by_axis():
         torch.testing.assert_close(got, fn(x))
 
 
+@pytest.mark.parametrize("k,depth,pairs", [(6, 0, 2), (6, 8, 2), (5, 8, 4), (7, 16, 1)])
+def test_packing_in_pairs_pads_along_k(k, depth, pairs):
+    from torchroller.emit.common import Pack
+    from torchroller.weights import pack
+
+    n, block = 40, 16
+    source = torch.randn(n, k)
+    layout = Pack("t1", "float32", k, 1, (n,), (k,), 0, block, depth=depth, pairs=pairs)
+    packed = pack(source, layout)
+    assert packed.numel() == layout.elements
+    got = packed.reshape(3, (depth or k) // pairs, block, pairs).permute(1, 3, 0, 2).reshape(depth or k, 48)
+    assert torch.equal(got, torch.nn.functional.pad(source.T, (0, 48 - n, 0, (depth or k) - k)))
+
+
 @pytest.mark.parametrize(
     "shape,block", [((48,), 16), ((50,), 16), ((4, 12), 16), ((3, 5, 20), 8), ((7,), 32), ((4, 16), 16)]
 )

@@ -329,7 +329,7 @@ def innermost_loop(text: str, symbol: str) -> list[str]:
 @pytest.mark.parametrize(
     ("cpu", "symbol", "register", "multiply_adds"),
     [("haswell", "dot_fma_float_4x2x8", "ymm", 32), ("znver3", "dot_fma_float_4x2x8", "ymm", 32),
-     ("x86-64-v4", "dot_fma_float_8x2x16", "zmm", 32), ("znver5", "dot_fma_float_8x2x16", "zmm", 32)],
+     ("x86-64-v4", "dot_fma_float_4x4x16", "zmm", 64), ("znver5", "dot_fma_float_4x4x16", "zmm", 64)],
 )  # fmt: skip
 def test_the_micro_kernel_keeps_its_accumulators_in_registers(
     cpu: str, symbol: str, register: str, multiply_adds: int
@@ -387,6 +387,62 @@ def test_an_operand_in_panels(dtype: torch.dtype, width: int, m: int, k: int) ->
     panels = b.reshape(k, 64 // width, width).transpose(0, 1).contiguous()
     panelled[(1,)](a, panels, out, k, M=m, N=64, K=32, W=width)
     torch.testing.assert_close(out.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "m", "lines"),  # four steps an iteration, each of 64 columns on AVX-512, of 16 on AVX2
+    [("znver5", 4, 16), ("znver5", 16, 4), ("znver5", 128, 1), ("haswell", 4, 4), ("haswell", 64, 1)],
+)
+def test_every_line_of_the_next_block_is_asked_for_once(cpu: str, m: int, lines: int) -> None:
+    """The calls that share a panel ask together for as many lines as they read: too few, and rows wait for memory."""
+    wide = 64 if cpu == "znver5" else 16
+    types = {"a": "*fp32", "b": "*fp32", "o": "*fp32", "k": "i32", **dict.fromkeys("MNKW", "constexpr")}
+    text = compiled_assembly(cpu, types, {"M": m, "N": 2 * wide, "K": 32, "W": wide}, panelled)
+    symbol = next(x for x in text.splitlines() if x.startswith("dot_fma") and "_ahead" in x)
+    loop = innermost_loop(text, symbol)
+    assert sum(x.startswith("prefetch") for x in loop) == lines
+
+
+@triton.jit
+def interleaved(
+    a, b, o, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, W: tl.constexpr, S: tl.constexpr
+):
+    i, p, w, s = tl.arange(0, M), tl.arange(0, N // W), tl.arange(0, W), tl.arange(0, S)
+    acc = tl.zeros((M, N), tl.float32)
+    for at in range(0, k, K):
+        l = at + tl.arange(0, K)  # noqa: E741
+        x = tl.load(a + i[:, None] * k + l[None, :])
+        step = at // S + tl.arange(0, K // S)
+        where = (
+            p[None, :, None, None] * k * W
+            + step[:, None, None, None] * W * S
+            + w[None, None, :, None] * S
+            + s
+        )
+        y = tl.reshape(tl.permute(tl.load(b + where), (0, 3, 1, 2)), (K, N))
+        acc = tl.dot(x, y, acc)
+    tl.store(o + i[:, None] * N + tl.arange(0, N)[None, :], acc)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(("m", "width"), [(1, 64), (4, 16), (16, 32), (64, 64)])
+def test_an_operand_with_neighbours_along_k_side_by_side(
+    dtype: torch.dtype, step: int, m: int, width: int
+) -> None:
+    k, n = 64, 128
+    a, b, out = ramp(m, k, dtype=dtype), ramp(k, n, dtype=dtype, seed=1), torch.empty(m, n)
+    stored = b.reshape(k // step, step, n // width, width).permute(2, 0, 3, 1).contiguous()
+    interleaved[(1,)](a, stored, out, k, M=m, N=n, K=32, W=width, S=step)
+    torch.testing.assert_close(out.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_pairs_are_read_where_they_lie() -> None:
+    """Nothing is shuffled on the way to dpbf16ps: the operand was interleaved when it was packed."""
+    types = {"a": "*bf16", "b": "*bf16", "o": "*fp32", "k": "i32", **dict.fromkeys("MNKWS", "constexpr")}
+    text = compiled_assembly("znver4", types, {"M": 64, "N": 64, "K": 32, "W": 64, "S": 2}, interleaved)
+    assert "vdpbf16ps" in text
+    assert not [x for x in text.splitlines() if x.strip().startswith(("vpunpck", "vperm"))]
 
 
 @pytest.mark.parametrize("cpu", ["haswell", "znver5"])

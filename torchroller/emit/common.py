@@ -36,7 +36,9 @@ class Tiling:
     num_warps: int = 4
     num_stages: int = 2
     panel: int = 0  # contraction: columns of B that the register block reads together; 0: the whole block
-    pairs: int = 1  # contraction: neighbours along k that one instruction multiplies, side by side in a packed B
+    pairs: int = (
+        1  # contraction: neighbours along k that one instruction multiplies, side by side in a packed B
+    )
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid

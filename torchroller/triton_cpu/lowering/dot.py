@@ -23,7 +23,16 @@ from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.function import Lowering, handles
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.transpose import transpose_block
-from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Interleaved, Load, Merged, Place, Remap, Tensor
+from torchroller.triton_cpu.lowering.values import (
+    Buffer,
+    Elementwise,
+    Interleaved,
+    Load,
+    Merged,
+    Place,
+    Remap,
+    Tensor,
+)
 from torchroller.triton_cpu.ttir import Op, Value
 
 # Rows of B at most this far apart (in elements) are read in place: they share pages and cache sets well.
@@ -173,14 +182,15 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     strips = m // rows
-    layout = replace(
-        mk.Layout(*(n if isinstance(n, int) else None for n in (left.row, left.step, b_row))),
-        next_rows=left.elsewhere and strips > 1 and mk.spare_loads(shape),
-    )
+    a_row, a_step, b_step = (n if isinstance(n, int) else None for n in (left.row, left.step, b_row))
+    next_rows = left.elsewhere and strips > 1 and mk.spare_loads(shape)
+    layout = mk.Layout(a_row, a_step, b_step, next_rows=next_rows)
     # What follows in memory is asked for early where panels are read in place: by as many strips as there are lines
     # in the steps that one iteration takes, each asking for its part.
-    asking = min(strips, max(1, panels * 4 * mk.unroll(p, shape) // mk.LINE_BYTES)) if b_row == panels else 0
-    ahead = _distance(m, k * panels * 4) if in_place is not None else 0
+    step_bytes = panels * (8 if p.acc == "double" else 4)
+    asking = min(strips, max(1, step_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
+    following = in_place is not None and b_row == panels
+    ahead = _distance(m, k // p.step * step_bytes) if following else 0
     size = "float" if p.acc == "float" else p.acc
 
     def block(column: Operand, row: Operand, share: int) -> None:
@@ -197,7 +207,8 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
         code.declare(symbol, text)
         extra = ""
         if share:
-            extra = f", ptr {_advance(ev, b_at, 'i8', code.add(code.mul(row, share * k // rows), ahead))}"
+            part = share * (k // p.step) // rows
+            extra = f", ptr {_advance(ev, b_at, 'i8', code.add(code.mul(row, part), ahead))}"
         code.line(
             f"  call void {symbol}(ptr {a_at}, i64 {left.row}, i64 {left.step}, ptr {b_at}, i64 {b_row}, "
             f"ptr {c_at}, i64 {c.strides[0]}{extra})"
@@ -208,7 +219,7 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
         first = asking * rows if ahead else 0
         if first:
-            code.loop(first, lambda r: block(index, r, panels * 4 // asking), step=rows)
+            code.loop(first, lambda r: block(index, r, step_bytes // asking), step=rows)
         if first < m:
             code.loop(m - first, lambda r: block(index, code.add(r, first), 0), step=rows)
 

@@ -19,7 +19,17 @@ from torchroller.triton_cpu.lowering.nests import (
     vector_dim,
     versions,
 )
-from torchroller.triton_cpu.lowering.values import Interleaved, Load, Merged, Place, Range, Remap, Splat, Tensor, row_major
+from torchroller.triton_cpu.lowering.values import (
+    Interleaved,
+    Load,
+    Merged,
+    Place,
+    Range,
+    Remap,
+    Splat,
+    Tensor,
+    row_major,
+)
 from torchroller.triton_cpu.ttir import Op
 
 _AXES = {"x": "x", "y": "y", "z": "z", "0": "x", "1": "y", "2": "z"}
