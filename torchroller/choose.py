@@ -14,7 +14,7 @@ from . import store
 from .device import DeviceSpec
 from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
-from .emit.contraction import emit_contraction, is_contraction
+from .emit.contraction import emit_contraction, is_contraction, packable
 from .emit.convolution import emit_convolution, is_convolution
 from .emit.descriptors import emit_descriptors
 from .emit.loops import emit_loops
@@ -46,7 +46,7 @@ def choose(expr: TensorExpr, spec: DeviceSpec, executor: Executor, directory: Pa
            measure: bool, check: bool) -> Choice:  # fmt: skip
     """The kernel for `expr`; from the disk cache where it has been chosen before."""
     plain = replace(expr, source=())
-    search = functools.partial(ranked, plain, spec, topk)
+    search = functools.partial(ranked, plain, spec, topk, pack)
     environment = getattr(executor, "environment", executor.name)
     key = store.key_of(plain, spec.fingerprint, environment, topk, pack, measure, check)
     entry = store.read(directory, key)
@@ -78,14 +78,18 @@ def keep(choice: Choice, kernel: CompiledKernel, executor: Executor, directory: 
 
 
 @functools.lru_cache(maxsize=1024)
-def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int) -> Construction | None:
-    """The search's result, once per expression and device; None for kernels whose tiles are given."""
+def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int, pack: bool = False) -> Construction | None:
+    """The search's result, once per expression and device; None for kernels whose tiles are given.
+
+    pack: the second operand comes packed, so a CPU need not bring it into order within the kernel.
+    """
     if is_attention(expr) or is_scatter(expr) or is_scan(expr):
         return None
     if is_convolution(expr):
         product = as_product(expr)
         return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,), gathered=(IMAGE,))
-    return with_variants(construct(expr, spec, top_k=topk), expr, spec)
+    weight = packable(expr) if pack and spec.is_cpu and is_contraction(expr) else None
+    return with_variants(construct(expr, spec, top_k=topk, packed=(weight,) if weight else ()), expr, spec)
 
 
 def given_tiling(expr: TensorExpr, spec: DeviceSpec) -> Tiling:

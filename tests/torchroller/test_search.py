@@ -263,3 +263,13 @@ def test_any_shape_on_any_device(device, kind, a, b, c):
 def test_degenerate_shapes(device, expr):
     program = construct(expr, device).best
     assert program.grid == 1
+
+
+def test_a_packed_weight_is_predicted_as_one():
+    """On a CPU bringing B into order is work that packing saves; a GPU reads either the same way."""
+    from torchroller.choose import ranked
+
+    expr = matmul(128, 768, 768)
+    plain, packed = (ranked(expr, zen5_spec(), 3, pack).best.estimate.time_s for pack in (False, True))
+    assert packed < plain
+    assert ranked(expr, H100, 3, True).best.key == ranked(expr, H100, 3, False).best.key
