@@ -113,6 +113,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         group=program.row_group,
         variant=program.variant,
         units=program.grid if program.variant == "tma-persist" else 0,
+        narrow=spec.is_cpu,
     )
 
 

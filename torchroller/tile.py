@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torchroller.cost import Estimate
 
 
+_LEAST_WIDTH = 4  # columns that one instruction multiplies at most (int8)
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -28,6 +31,13 @@ def next_pow2(n: int) -> int:
 def padded(extent: int, step: int) -> int:
     """The axis length after padding to whole steps."""
     return ceil_div(extent, step) * step
+
+
+def rest_widths(rest: int) -> tuple[int, ...]:
+    """Widths of the last one or two steps of a CPU's product over `rest` columns: powers of two."""
+    one = max(next_pow2(rest), _LEAST_WIDTH)
+    two = (one // 2, max(next_pow2(rest - one // 2), _LEAST_WIDTH))
+    return two if one > _LEAST_WIDTH and sum(two) < one else (one,)
 
 
 @dataclass(frozen=True)

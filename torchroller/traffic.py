@@ -19,7 +19,7 @@ from operator import mul
 
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, MiB
-from torchroller.tile import ceil_div, next_pow2
+from torchroller.tile import ceil_div, next_pow2, rest_widths
 from torchroller.triton_cpu import blocking
 
 # Of a CPU's shared cache a core can count on this much: neighbours (other cores, other virtual machines) use the rest.
@@ -78,7 +78,10 @@ class Tiled:
             whole[i] = extents[i]
             trips = -(-extents[i] // e[i])
             steps *= trips
-            inner *= trips * e[i]
+            rest = extents[i] % e[i]
+            # emit/contraction.py: columns that fill no whole step are narrower steps of their own
+            narrow = rest and space.has_dot and device.is_cpu and len(space.reduce) == 1
+            inner *= extents[i] - rest + sum(rest_widths(rest)) if narrow else trips * e[i]
         self.whole, self.grid, self.steps, self.block, self.inner = whole, grid, steps, block, inner
         self.step_bytes: list[int] = []
         self.program_bytes: list[int] = []

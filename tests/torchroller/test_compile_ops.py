@@ -187,3 +187,12 @@ def test_products_of_bfloat16_under_the_interpreter(shape):
     """Triton's interpreter keeps bfloat16 as the bits of unsigned integers."""
     torch.manual_seed(0)
     judge(lambda x: x @ x.mT, torch.randn(shape).bfloat16(), executor="interpret")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("depth", [3, 21, 24, 100, 147, 1025])
+def test_depths_that_fill_no_whole_step(depth, dtype):
+    """The last steps along k are narrower; constant operands are padded to them, others masked."""
+    torch.manual_seed(0)
+    judge(torch.nn.Linear(depth, 40).to(dtype), torch.randn(33, depth).to(dtype))
+    judge(torch.matmul, torch.randn(9, depth).to(dtype), torch.randn(depth, 70).to(dtype))

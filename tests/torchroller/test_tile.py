@@ -7,7 +7,7 @@ from roller_expressions import embedding, matmul, pointwise, softmax
 
 from torchroller.expr import Access, Affine, Axis, TensorExpr, Value, Write
 from torchroller.space import Space
-from torchroller.tile import RTile, next_pow2, padded, storage_padding
+from torchroller.tile import RTile, next_pow2, padded, rest_widths, storage_padding
 
 sizes = st.integers(1, 200)
 
@@ -161,3 +161,11 @@ def test_storage_padding_starts_rows_in_different_banks(row, read, itemsize):
     everything = 32 * per_bank
     assert 0 <= pad < everything
     assert (row + pad) % everything == padded(read, per_bank) % everything
+
+
+@given(st.integers(1, 5000))
+def test_the_last_steps_of_a_product_cover_its_rest(rest):
+    widths = rest_widths(rest)
+    assert len(widths) <= 2
+    assert sum(widths[:-1]) < rest <= sum(widths) <= max(4, next_pow2(rest))
+    assert all(w == next_pow2(w) and w >= 4 for w in widths)

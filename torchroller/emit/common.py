@@ -42,6 +42,9 @@ class Tiling:
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid
+    narrow: bool = (
+        False  # contraction: columns that fill no whole step along k are steps of their own, narrower ones
+    )
 
     def of(self, axis: str) -> int:
         return dict(self.blocks).get(axis, 1)

@@ -10,7 +10,17 @@ one instruction multiplies pairs along k as [n tile][panel][k / 2][columns][2].
 from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
-from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
+from ..tile import rest_widths
+from .common import (
+    Body,
+    Pack,
+    Tiling,
+    TritonSource,
+    convert_store,
+    dependences,
+    finish,
+    wide_index,
+)
 
 HALF = ("float16", "bfloat16")
 
@@ -137,23 +147,37 @@ class _Contraction:
                 self.lone = name
 
     def main_loop(self) -> None:
-        body, k = self.body, self.k
-        whole = self.dot.dtype == "int32"
+        body, k = self.body, self.k.extent
         body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.{self.dot.dtype})")
-        single = self.bk >= k.extent
-        if not single:
-            body.line(f"for k0 in range(0, {k.extent}, {self.bk}):")
+        whole, rest = self.steps_along_k()
+        if whole == self.bk:
+            self.step("0", self.bk, False)
+        elif whole:
+            body.line(f"for k0 in range(0, {whole}, {self.bk}):")
             body.indent += 1
-        start = "" if single else "k0 + "
-        body.line(f"k = {start}tl.arange(0, {self.bk})")
-        masked = k.extent % self.bk != 0
+            self.step("k0", self.bk, whole > k)
+            body.indent -= 1
+        for width in rest:
+            self.step(str(whole), width, whole + width > k)
+            whole += width
+        body.have = {self.number: "acc"}
+
+    def steps_along_k(self) -> tuple[int, tuple[int, ...]]:
+        """How far the steps of one width reach, and the widths of those behind them."""
+        whole, rest = self.k.extent // self.bk * self.bk, self.k.extent % self.bk
+        if rest and not self.tiling.narrow:
+            return whole + self.bk, ()
+        return whole, rest_widths(rest) if rest else ()
+
+    def step(self, start: str, width: int, masked: bool) -> None:
+        """Multiplies `width` columns of A, from `start`, with rows of B; `masked` if some lie beyond the end."""
+        body = self.body
+        self.start, self.width = start, width
+        body.line(f"k = {'' if start == '0' else start + ' + '}tl.arange(0, {width})")
         a = self.operand(0, "k[None, :]", masked)
         b = self.packed_tile() if self.pack else self.operand(1, "k[:, None]", masked)
-        precision = "out_dtype=tl.int32" if whole else 'input_precision="ieee"'
+        precision = "out_dtype=tl.int32" if self.dot.dtype == "int32" else 'input_precision="ieee"'
         body.line(f"acc = tl.dot({a}, {b}, acc, {precision})")
-        if not single:
-            body.indent -= 1
-        body.have = {self.number: "acc"}
 
     def operand(self, which: int, k: str, masked: bool) -> str:
         body, arg = self.body, self.dot.args[which]
@@ -174,7 +198,7 @@ class _Contraction:
             if value.dtype in HALF:
                 text = f"({text}).to(tl.{value.dtype})"
         name = "ab"[which]
-        shape = (self.bm, self.bk) if which == 0 else (self.bk, self.bn)
+        shape = (self.bm, self.width) if which == 0 else (self.width, self.bn)
         if side is None:
             text = f"tl.broadcast_to({text}, {shape})"
         body.line(f"{name} = {text}")
@@ -182,14 +206,14 @@ class _Contraction:
         return name
 
     def packed_tile(self) -> str:
-        """This program's columns, next BLOCK_K rows, of the packed B: it is padded along k, so no mask is needed."""
+        """This program's columns, the step's rows, of the packed B: it is padded along k, so no mask is needed."""
         layout, tile, body = self.pack_layout(), self.column_tile(), self.body
         wide, panels, pairs = layout.block, self.bn // layout.block, layout.pairs
         depth = layout.depth or layout.k
         k = "k"
         if pairs > 1:
-            start = "" if self.bk >= self.k.extent else f"k0 // {pairs} + "
-            body.line(f"kp = {start}tl.arange(0, {self.bk // pairs})")
+            start = "" if self.start == "0" else f"{self.start} // {pairs} + "
+            body.line(f"kp = {start}tl.arange(0, {self.width // pairs})")
             k = "kp"
         dims = [(k, wide * pairs)]
         if panels > 1:
@@ -205,7 +229,7 @@ class _Contraction:
         if pairs > 1:
             text = f"tl.permute({text}, {(0, len(dims) - 1, *range(1, len(dims) - 1))})"
         if len(dims) > 2:
-            text = f"tl.reshape({text}, ({self.bk}, {self.bn}))"
+            text = f"tl.reshape({text}, ({self.width}, {self.bn}))"
         body.line(f"b = {text}")
         return "b"
 
@@ -228,7 +252,8 @@ class _Contraction:
         ordered = [a for a in self.n if a is not self.tile_n] + ([self.tile_n] if self.tile_n else [])
         strides = tuple(b.access.stride_of(a.name) for a in ordered)
         wide = min(self.tiling.panel or self.bn, self.bn)
-        depth = -(-self.k.extent // self.bk) * self.bk if self.k.extent % self.bk else 0
+        whole, rest = self.steps_along_k()
+        depth = whole + sum(rest) if whole + sum(rest) > self.k.extent else 0
         return Pack(b.access.tensor, b.dtype, self.k.extent, b.access.stride_of(self.k.name),
                     tuple(a.extent for a in ordered) or (1,), strides or (0,), b.access.offset, wide,
                     self.bn // wide, depth=depth, pairs=self.tiling.pairs)  # fmt: skip
