@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks: the device library, as NumPy's functions, and products of bfloat16."""
+"""What Triton's interpreter lacks: the device library, as NumPy's functions, and much of bfloat16, which is bits to it."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def wide_products(create_dot: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
         return create_dot(builder, _widened(a), _widened(b), *rest)
+
+    return call
+
+
+def wide_casts(cast: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's `cast_impl`, through float32 where bfloat16 meets a type that it does not convert it to."""
+
+    def call(builder: Any, x: Any, to: Any) -> Any:
+        import triton.language as tl
+
+        ends = {x.dtype.scalar, to.scalar}
+        if tl.bfloat16 in ends and tl.float32 not in ends and len(ends) == 2:
+            x = cast(builder, x, tl.float32)
+        return cast(builder, x, to)
 
     return call
 

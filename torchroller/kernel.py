@@ -29,7 +29,7 @@ import torch
 from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
-from .interpreted import NUMPY_LIBRARY, interpreted, wide_products
+from .interpreted import NUMPY_LIBRARY, interpreted, wide_casts, wide_products
 
 
 @dataclass(frozen=True)
@@ -350,6 +350,7 @@ class _interpreted_library:
         for name, function in NUMPY_LIBRARY.items():
             setattr(libdevice, name, interpreted(function))
         InterpreterBuilder.create_dot = wide_products(InterpreterBuilder.create_dot)
+        InterpreterBuilder.cast_impl = wide_casts(InterpreterBuilder.cast_impl)
 
     def __exit__(self, *exc: Any) -> None:
         for owner, members in self.saved:

@@ -187,6 +187,8 @@ def test_products_of_bfloat16_under_the_interpreter(shape):
     """Triton's interpreter keeps bfloat16 as the bits of unsigned integers."""
     torch.manual_seed(0)
     judge(lambda x: x @ x.mT, torch.randn(shape).bfloat16(), executor="interpret")
+    judge(lambda x: (x > 0).any(0).to(x.dtype).abs(), torch.ones(shape).bfloat16(), executor="interpret")
+    judge(lambda x: x.to(torch.int32), 9 * torch.randn(shape).bfloat16(), executor="interpret")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
