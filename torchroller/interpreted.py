@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks: the device library, as NumPy's functions, and much of bfloat16, which is bits to it."""
+"""What Triton's interpreter lacks: the device library, as NumPy's functions, and arithmetic of bfloat16."""
 
 from __future__ import annotations
 
