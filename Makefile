@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint bench bench-sparta bench-resin demo-sparta demo-resin clean
+.PHONY: demo test test-all lint bench bench-operators bench-sparta bench-resin demo-sparta demo-resin clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
@@ -23,6 +23,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(PY) benchmarks/bench.py
+	$(PY) benchmarks/report.py
+
+bench-operators: $(VENV)/.bench
+	$(PY) benchmarks/operators.py
 	$(PY) benchmarks/report.py
 
 bench-sparta: $(VENV)/.bench

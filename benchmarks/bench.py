@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -37,12 +38,18 @@ _SLOWEST = ("inductor-max", "inductor")  # to compile: left out first where time
 
 
 def measure(
-    case: Case, pool: dict[str, Contender], names: list[str], rounds: int, threads: int, patience_s: float
-) -> dict[str, object]:
+    case: Case,
+    pool: dict[str, Contender],
+    names: list[str],
+    rounds: int,
+    threads: int,
+    patience_s: float,
+    in_order: bool = False,
+) -> dict[str, Any]:
     """One case: everybody compiles, then they take turns.
 
     Models are compiled one contender after the other in fresh processes, so that their compile seconds are those of a
-    user; small cases all at once, in processes that stay.
+    user; small cases all at once, in processes that stay; or, `in_order`, one after the other in processes that stay.
     """
     model = case.group.startswith("model")
     contenders = []
@@ -61,9 +68,9 @@ def measure(
             contender.stop()
         contender.open(case.name)
         contenders.append(contender)
-        if model:
+        if model or in_order:
             contender.wait(patience_s)
-    if not model:
+    if not (model or in_order):
         until = time.monotonic() + patience_s
         for contender in contenders:
             contender.wait(max(1.0, until - time.monotonic()))
@@ -93,7 +100,7 @@ def measure(
         for c in contenders:
             c.stop()
     return {"case": case.name, "group": case.group, "bar": case.bar, "flops": case.flops, "bytes": case.bytes,
-            "load": round(load, 2), "compiled_alone": model, "rows": rows, "skipped": skipped}  # fmt: skip
+            "load": round(load, 2), "compiled_alone": model or in_order, "rows": rows, "skipped": skipped}  # fmt: skip
 
 
 def about(threads: int) -> dict[str, object]:
@@ -223,7 +230,7 @@ def main() -> int:
             print(f"[{number}/{len(chosen)}, {spent / 60:.1f} min] ", end="", flush=True)
             rounds = min(args.rounds, 7) if case.group.startswith("model") else args.rounds
             result = measure(case, pool, peers, rounds, args.threads, args.patience)
-            result["skipped"].update(  # type: ignore[attr-defined]
+            result["skipped"].update(
                 {
                     n: f"left out: the run's {args.budget:.0f} minutes were nearly over"
                     for n in names

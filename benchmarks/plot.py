@@ -83,6 +83,59 @@ def speedups(data: Mapping, title: str, names: Mapping[str, str]) -> str:
     )
 
 
+def shares(data: Mapping, title: str, curves: Mapping[str, list[float]]) -> str:
+    """How many of the operators reach which ratio: a falling curve for each name, a dot for each operator.
+
+    Ratios are drawn from a quarter to four, doublings equally far apart; dots beyond stand at the edge.
+    """
+    width, top, bottom, left, right = _WIDTH, 66, 330, 60, 30
+    colours = {name: c for name, c in zip(curves, ("roller", "openvino"))}
+
+    def x(ratio: float) -> float:
+        return left + (min(2.0, max(-2.0, math.log2(ratio))) + 2.0) / 4.0 * (width - left - right)
+
+    def y(part: float) -> float:
+        return bottom - part * (bottom - top)
+
+    body = []
+    for tick in (0.25, 0.5, 0.75, 0.9, 1.0, 1.5, 2.0, 4.0):
+        kind = "one" if tick == 1 else "grid"
+        body.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
+        body.append(
+            f'<text class="soft" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+        )
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        body.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        body.append(
+            f'<text class="soft" x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>'
+        )
+    legend, at = [], 8.0
+    for name, values in curves.items():
+        ordered = sorted(values, reverse=True)
+        dots = [(x(v), y((n + 1) / len(ordered))) for n, v in enumerate(ordered)]
+        line = " ".join(f"{a:.1f},{b:.1f}" for a, b in dots)
+        body.append(f'<polyline fill="none" stroke="{_COLOURS[colours[name]][0]}" points="{line}"/>')
+        body += [
+            f'<circle class="{colours[name]}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"><title>{v:.2f}</title></circle>'
+            for (a, b), v in zip(dots, ordered)
+        ]
+        legend.append(f'<rect class="{colours[name]}" x="{at:.0f}" y="38" width="11" height="11"/>')
+        legend.append(f'<text x="{at + 16:.0f}" y="48">{escape(name)}</text>')
+        at += 30 + 6.9 * len(name)
+    about = data["machine"]
+    head = f"{title}, torch {about['versions'].get('torch', '?')}, {about['when']}"
+    note = "share of the operators that reach a ratio; right of the line is faster"
+    body.append(f'<text class="soft" x="{left}" y="{bottom + 34}">{note}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 380" width="{width}" height="380" role="img" '
+        f'aria-label="{escape(head, quote=True)}"><style>{_style()}</style>'
+        f'<rect class="paper" width="100%" height="100%"/><text class="head" x="8" y="22">{escape(head)}</text>'
+        f"{''.join(legend)}{''.join(body)}</svg>\n"
+    )
+
+
 def _style() -> str:
     light = "".join(f".{n}{{fill:{a}}}" for n, (a, _) in _COLOURS.items())
     dark = "".join(f".{n}{{fill:{b}}}" for n, (_, b) in _COLOURS.items())

@@ -2,9 +2,9 @@
 
 python benchmarks/report.py [--results DIR] [--docs DIR] [--readme FILE] [--check]
 
-Reads every results/*.json that bench.py or gpu.py wrote: one machine a file, the newest first. Nothing is measured and
-nothing left out: rows that lose, contenders that failed and spreads are shown. The README shows the newest CPU run of
-all cases. --check writes nothing and fails where a document is not what the figures give.
+Reads every results/*.json that bench.py, gpu.py or operators.py wrote: one machine a file, the newest first. Nothing is
+measured and nothing left out: rows that lose, contenders that failed and spreads are shown. The README shows the newest
+CPU run of all cases. --check writes nothing and fails where a document is not what the figures give.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plot import speedups  # noqa: E402
+import operator_report  # noqa: E402
+from plot import shares, speedups  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("roller", "roller-max")
@@ -162,6 +163,8 @@ def skipped(results: list[dict]) -> list[str]:
 
 def section(name: str, data: dict) -> str:
     machine, results = data["machine"], data["results"]
+    if of_operators(data):
+        return operator_report.section(name, heading(machine), facts(machine), data)
     out = [f"## {heading(machine)}", "", facts(machine), "", standing(results), "",
            f"![speed-up over eager PyTorch](images/bench-{name}.svg)"]  # fmt: skip
     for group, cases in by_group(results).items():
@@ -170,6 +173,25 @@ def section(name: str, data: dict) -> str:
         out += ["", f"### {group}{mean}", "", *table(cases), *compile_table(cases)]
     out += [*skipped(results), "", f"Every sample: `benchmarks/results/{name}.json`."]
     return "\n".join(out)
+
+
+def of_operators(data: dict) -> bool:
+    """Whether operators.py wrote the figures."""
+    return data.get("kind") == "operators"
+
+
+def picture(data: dict) -> str:
+    """The run as SVG text."""
+    title = heading(data["machine"])
+    if not of_operators(data):
+        return speedups(data, title, NAMES)
+    curves = {
+        "fastest of the rivals ÷ top-1": operator_report.ranked(data["results"]),
+        "fastest peer ÷ roller": operator_report.against(data["results"]),
+    }
+    return shares(
+        data, f"Operators of the ROLLER evaluation, {title}", {n: v for n, v in curves.items() if v}
+    )
 
 
 def document(files: list[tuple[str, dict]]) -> str:
@@ -190,7 +212,9 @@ def newest_cpu(files: list[tuple[str, dict]]) -> tuple[str, dict] | None:
         (
             (n, d)
             for n, d in files
-            if not d["machine"].get("device") and any(against_fastest(r) for r in d["results"])
+            if not d["machine"].get("device")
+            and not of_operators(d)
+            and any(against_fastest(r) for r in d["results"])
         ),
         None,
     )
@@ -229,7 +253,7 @@ def documents(results: Path, docs: Path, readme: Path) -> dict[Path, str]:
         raise ValueError(f"{results} holds no figures; `python benchmarks/bench.py` writes them")
     made = {docs / "benchmarks.md": document(files)}
     for name, data in files:
-        made[docs / "images" / f"bench-{name}.svg"] = speedups(data, heading(data["machine"]), NAMES)
+        made[docs / "images" / f"bench-{name}.svg"] = picture(data)
     shown = newest_cpu(files)
     if shown is not None:
         made[docs / "images" / "bench.svg"] = speedups(shown[1], heading(shown[1]["machine"]), NAMES)

@@ -28,7 +28,10 @@ class Ready:
     notes: str
 
 
-def _worker(pipe: Connection, contender: str, threads: int) -> None:
+CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "thread": time.thread_time_ns}
+
+
+def _worker(pipe: Connection, contender: str, threads: int, clock: str) -> None:
     torch.set_num_threads(threads)
     while True:
         try:
@@ -38,19 +41,19 @@ def _worker(pipe: Connection, contender: str, threads: int) -> None:
         if message == "stop":
             return
         try:
-            _serve(pipe, contender, message)
+            _serve(pipe, contender, message, CLOCKS[clock])
         except BaseException as failure:  # noqa: BLE001  (the controller reports it)
             pipe.send(f"{type(failure).__name__}: {failure}\n{traceback.format_exc(limit=3)}")
         torch._dynamo.reset()
         gc.collect()
 
 
-def _serve(pipe: Connection, contender: str, case_name: str) -> None:
+def _serve(pipe: Connection, contender: str, case_name: str, clock: Callable[[], int]) -> None:
     """One case, until the controller says that it is done."""
-    from cases import CASES
     from contenders import CONTENDERS
+    from operator_cases import find
 
-    case = next(c for c in CASES if c.name == case_name)
+    case = find(case_name)
     with torch.set_grad_enabled(case.training):
         module, inputs = case.make()
         start = time.perf_counter()
@@ -67,15 +70,15 @@ def _serve(pipe: Connection, contender: str, case_name: str) -> None:
         while pipe.recv() == "turn":
             run()  # wake the caches and the thread pool, untimed
             if not calls:  # counted here, when nobody else compiles
-                calls = max(1, int(case.turn_s / max(min(_timed(run, 1) for _ in range(3)), 1e-7)))
-            pipe.send(_timed(run, calls))
+                calls = max(1, int(case.turn_s / max(min(_timed(run, 1, clock) for _ in range(3)), 1e-7)))
+            pipe.send(_timed(run, calls, clock))
 
 
-def _timed(run, calls: int) -> float:
-    start = time.perf_counter()
+def _timed(run, calls: int, clock: Callable[[], int]) -> float:
+    start = clock()
     for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) * 1e-9 / calls
 
 
 def training_step(forward: Callable[[], Any], module: torch.nn.Module) -> Callable[[], object]:
@@ -133,8 +136,8 @@ def _notes(contender: str, graphs: int) -> str:
 class Contender:
     """A worker process; it serves one case after the other: `open`, `wait`, `turn` …, `done`."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name, self.threads = name, threads
+    def __init__(self, name: str, threads: int, clock: str = "wall") -> None:
+        self.name, self.threads, self.clock = name, threads, clock
         self.process: mp.process.BaseProcess | None = None
         self.ready: Ready | None = None
         self.failure = ""
@@ -146,7 +149,9 @@ class Contender:
         if self.process is None or not self.process.is_alive():
             context = mp.get_context("spawn")
             self.pipe, child = context.Pipe()
-            self.process = context.Process(target=_worker, args=(child, self.name, self.threads), daemon=True)
+            self.process = context.Process(
+                target=_worker, args=(child, self.name, self.threads, self.clock), daemon=True
+            )
             self.process.start()
             child.close()
         self.pipe.send(case)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,9 +26,11 @@ from .expr import ITEMSIZE, TensorExpr
 from .graph import TORCH_DTYPES
 from .implicit import IMAGE, TILED, WEIGHT, as_product
 from .kernel import CompiledKernel, Executor, compile_all, known, remember
-from .search import Construction, construct
+from .search import Construction, construct, sample
 from .tile import RProgram
 from .variants import with_variants
+
+_OF_CONVOLUTION: Any = {"tiled": TILED, "packed": (WEIGHT,), "gathered": (IMAGE,)}
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,23 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int, pack: bool = False) ->
     if is_attention(expr) or is_scatter(expr) or is_scan(expr):
         return None
     if is_convolution(expr):
-        product = as_product(expr)
-        return construct(product, spec, top_k=topk, tiled=TILED, packed=(WEIGHT,), gathered=(IMAGE,))
-    weight = packable(expr) if pack and spec.is_cpu and is_contraction(expr) else None
-    return with_variants(construct(expr, spec, top_k=topk, packed=(weight,) if weight else ()), expr, spec)
+        return construct(as_product(expr), spec, top_k=topk, **_OF_CONVOLUTION)
+    return with_variants(construct(expr, spec, top_k=topk, packed=_packed(expr, spec, pack)), expr, spec)
+
+
+def _packed(expr: TensorExpr, spec: DeviceSpec, pack: bool) -> tuple[str, ...]:
+    return tuple(filter(None, (packable(expr),))) if pack and spec.is_cpu and is_contraction(expr) else ()
+
+
+def sampled(
+    expr: TensorExpr, spec: DeviceSpec, count: int, seed: int, pack: bool = False
+) -> tuple[RProgram, ...]:
+    """Random feasible rPrograms of the space in which `ranked` searches; none for kernels whose tiles are given."""
+    if is_attention(expr) or is_scatter(expr) or is_scan(expr):
+        return ()
+    if is_convolution(expr):
+        return sample(as_product(expr), spec, count, seed, **_OF_CONVOLUTION)
+    return sample(expr, spec, count, seed, packed=_packed(expr, spec, pack))
 
 
 def given_tiling(expr: TensorExpr, spec: DeviceSpec) -> Tiling:
@@ -149,7 +165,8 @@ def _timings(
 ) -> list[float]:
     kernels = compile_all(executor, sources)
     device = getattr(executor, "device", torch.device("cpu"))
-    tensors = {n: [t.to(device) for t in _arguments(expr, s)] for n, s in enumerate(sources)}
+    kept: dict[tuple[str, int], torch.Tensor] = {}
+    tensors = [arguments(expr, s, device, kept) for s in sources]
     best = [float("inf")] * len(kernels)
     for turn in range(repeat + 1):
         for n, kernel in enumerate(kernels):
@@ -166,8 +183,14 @@ def _timings(
     return best
 
 
-def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]:
-    """Tensors that are large enough for every access; zeros are valid indices and benign numbers."""
+def arguments(
+    expr: TensorExpr, source: TritonSource, device: torch.device, kept: dict[tuple[str, int], torch.Tensor]
+) -> list[torch.Tensor]:
+    """Tensors that are large enough for every access; zeros are valid indices and benign numbers.
+
+    `kept` holds those of earlier kernels, which are used again. All are written to: pages that only calloc has touched
+    are one and the same page, and lie in the innermost cache.
+    """
     need: dict[str, tuple[int, str]] = {}
     for access in (*expr.loads, *(w.access for w in expr.writes)):
         span = (
@@ -179,7 +202,9 @@ def _arguments(expr: TensorExpr, source: TritonSource) -> Sequence[torch.Tensor]
     out = []
     for name in sorted(need, key=lambda t: int(t[1:])):
         elements, dtype = need[name]
-        kind = torch.int8 if dtype == "bool" else TORCH_DTYPES[dtype]
-        assert kind.itemsize == ITEMSIZE[dtype]
-        out.append(torch.zeros(elements, dtype=kind))
-    return [*out, torch.zeros(1, dtype=torch.int32)] if source.flags else out
+        if (name, elements) not in kept:
+            kind = torch.int8 if dtype == "bool" else TORCH_DTYPES[dtype]
+            assert kind.itemsize == ITEMSIZE[dtype]
+            kept[name, elements] = torch.empty(elements, dtype=kind, device=device).zero_()
+        out.append(kept[name, elements])
+    return [*out, torch.zeros(1, dtype=torch.int32, device=device)] if source.flags else out

@@ -3,7 +3,9 @@
 A program streams its operands through the memory levels and computes. Every level and the arithmetic
 get their own time; the slowest bounds the kernel, and a device-specific share of the rest is exposed:
 
-    time = slowest + exposed * rest + launch + program starts + loop iterations + skew
+    time = slowest + exposed * rest + late + launch + program starts + loop iterations + skew
+
+`late` is what a CPU waits for at the start of runs of memory that its prefetchers do not know yet.
 
 Whole rounds are counted: three programs on two cores take as long as four. The model is there to rank;
 tests/torchroller/test_cost.py has the orderings that it must get right.
@@ -23,9 +25,11 @@ from torchroller.traffic import (
     Tiled,
     cache_bytes,
     copied_bytes,
+    late_bytes,
     register_block,
     scratch_traffic,
     shared_bytes,
+    turned,
 )
 
 _LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
@@ -37,6 +41,12 @@ _SECOND_STRIP = (
 )
 _BROKEN_PANELS = 0.8  # with few rows nothing hides that the panels of a wide block lie apart
 _BLOCK_CYCLES = 40  # of a register block, besides its multiply-adds: accumulators in and out, the call
+_TESTED = 4.0  # vector instructions of a load that may leave its tensor: compare, mask, select
+# Of the time of a window, for each loop around a row of positions: what the row's loop has hoisted is computed again.
+# Measured on Zen 4 on windows of 3 x 3 to 7 x 7: two rows take 3 to 30 % longer than twice one, two images as well.
+_AROUND = 0.1
+# Vector instructions of what lies across the vectors: turned by shuffles in whole blocks, picked lane by lane else.
+_TURN, _PICKED = 5.0, 2.0
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
 # Loss of rate for each load of a register block beyond one in two multiply-adds, where the rows of A come from L2. On
 # Zen 4: 4x64 116, 8x32 113 GFLOP/s.
@@ -104,6 +114,10 @@ def estimate(t: Tiled, launch: Launch) -> Estimate:
 
     bound_by, slowest = max((*level_s, ("compute", compute_s)), key=lambda item: item[1])
     body = slowest + _exposed_s(t, level_s, compute_s, slowest)
+    if device.dram.ramp_bytes and bound_by != device.dram.name:
+        # Nothing runs ahead of the first lines of a run: what computes waits for them.
+        late_s = _shared_level_s(t, device.dram, late_bytes(t), launch, resident)
+        body += (1.0 - device.exposed) * min(late_s, dict(level_s)[device.dram.name])
     iterations = t.steps * max(1, space.passes) if t.steps > 1 else 0
     iteration_s = device.step_s
     if not device.is_cpu and launch.num_stages == 1:
@@ -174,11 +188,32 @@ def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
     instructions = (space.vector_ops * t.inner + space.row_ops) * t.block
     seconds = instructions / (peak.vector_flops / device.units / 2)
     warps = resident * launch.num_warps
+    if device.is_cpu and not space.has_dot:
+        across = (_TURN if turned(t) else _PICKED * device.lanes(4)) if space.crossing else 0.0
+        tests = space.bounded_loads * _tested(t) if space.borders else 0.0
+        moves = (space.vector_moves * t.inner + space.row_moves + across + tests) * t.block
+        seconds += moves / (peak.vector_flops / device.units / 2)
+        if space.borders:
+            seconds *= 1.0 + _AROUND * sum(t.e[i] > 1 for i in space.spatial if i not in space.inner)
     if not space.has_dot:
         return seconds if device.is_cpu else seconds / min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
     rate = (peak.matrix_flops or peak.vector_flops) / device.units
     rate *= _cpu_efficiency(t) if device.is_cpu else _gpu_efficiency(t, device, space, launch, warps)
     return seconds + 2.0 * t.block * t.inner / rate
+
+
+def _tested(t: Tiled) -> float:
+    """Vector instructions that a load of a window spends on staying inside its tensor, on average over the programs.
+
+    Programs at the end of an axis test at run time; where one program has the whole axis, its compiler knows the place.
+    """
+    inside, known = 1.0, False
+    for axis, ends in t.space.borders.items():
+        tiles = ceil_div(t.space.extents[axis], t.e[axis])
+        known |= tiles == 1
+        if tiles > 1:
+            inside *= max(0, tiles - sum(ceil_div(n, t.e[axis]) for n in ends)) / tiles
+    return _TESTED * (1.0 - inside) + known * inside
 
 
 def _cpu_efficiency(t: Tiled) -> float:

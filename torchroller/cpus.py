@@ -81,20 +81,24 @@ def named(name: str, cores: int | None = None) -> DeviceSpec:
     return replace(
         like,
         name=part.model if units == part.cores else f"{part.model}, {units} cores",
-        levels=_levels(part, units, like.vector_bytes),
+        levels=_levels(part, name.lower(), units, like.vector_bytes),
         peaks=peaks,
         source=f"{part.source}; cache bandwidths by rule of thumb",
     )
 
 
-def _levels(part: Part, units: int, vector_bytes: int) -> tuple[MemLevel, ...]:
-    """DRAM to L1; bytes a clock of one core as in host.py: 10 from L3, 3/4 of a vector from L2, two vectors from L1."""
+def _levels(part: Part, name: str, units: int, vector_bytes: int) -> tuple[MemLevel, ...]:
+    """DRAM to L1; bytes a clock of one core as in host.py: some from L3, 3/4 of a vector from L2, two from L1."""
     one = part.core_gb_s * GB_S
     dram = min(part.dram_gb_s * GB_S, units * one)
-    l3, l2, l1 = (part.hz * b for b in (10, 3 * vector_bytes // 4, 2 * vector_bytes))
+    l3, l2, l1 = (
+        part.hz * b for b in (host.l3_bytes_per_clock(name), 3 * vector_bytes // 4, 2 * vector_bytes)
+    )
     return (
-        MemLevel("DRAM", 256 * GiB, dram, 64, False, 9e-8, one, run_overhead_bytes=64),
-        MemLevel("L3", int(part.l3_mib * MiB), l3 * units, 64, False, 1.5e-8, l3, 32),
+        MemLevel("DRAM", 256 * GiB, dram, 64, False, 9e-8, one, ramp_bytes=host.DRAM_RAMP_BYTES),
+        MemLevel(
+            "L3", int(part.l3_mib * MiB), l3 * units, 64, False, 1.5e-8, l3, ramp_bytes=host.L3_RAMP_BYTES
+        ),
         MemLevel("L2", part.l2_kib * KiB, l2, 64, True, 4e-9, l2),
         MemLevel("L1", part.l1_kib * KiB, l1, 64, True, 1.5e-9, l1),
     )

@@ -18,8 +18,12 @@ from torchroller.spec import GB_S, DeviceSpec, GiB, KiB, MemLevel, MiB, Peak
 from torchroller.triton_cpu.blocking import micro_kernels
 
 _NO_CACHES = ((1, 32 * KiB, 1), (2, 512 * KiB, 1))  # (level, bytes, logical CPUs) where sysfs says nothing
+L3_BYTES, _L3_BYTES_ZEN = 10, 24  # a clock for one core: a mesh of all cores, or a ring of eight
 _HALF_RATE_512 = {"znver4", "icelake-client", "tigerlake", "rocketlake", "cannonlake", "skx-client"}
 _DEFAULT_HZ = 3.0e9
+# Until the prefetchers follow a run, its lines come one latency after the other. Measured on Zen 4, storing 256 MiB in
+# rows of 4 KiB that lie in parts of 128 bytes to 4 KiB: 21 lines of each part take twice as long.
+DRAM_RAMP_BYTES, L3_RAMP_BYTES = 1280, 256
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def read_cpu(
         kind="cpu",
         arch=name,
         units=units,
-        levels=_levels(root, units, vector_bytes, cycle_s, calibration),
+        levels=_levels(root, units, vector_bytes, cycle_s, calibration, l3_bytes_per_clock(name)),
         peaks=(
             Peak("float64", peak / 2),
             Peak("float32", peak),
@@ -102,7 +106,7 @@ def read_cpu(
         micro_kernels=micro_kernels(8 * vector_bytes),
         launch_s=(calibration.launch_s if calibration else 0.0) or 3e-7,
         fork_s=((calibration.fork_s if calibration else 0.0) or 7e-7) if units > 1 else 0.0,
-        program_s=2e-8,
+        program_s=8e-9,
         step_s=2e-8,
         exposed=0.3,
         skew=0.15,
@@ -111,24 +115,38 @@ def read_cpu(
 
 
 def _levels(
-    root: Path, units: int, vector_bytes: int, cycle_s: float, calibration: Calibration | None
+    root: Path,
+    units: int,
+    vector_bytes: int,
+    cycle_s: float,
+    calibration: Calibration | None,
+    l3_bytes: int = L3_BYTES,
 ) -> tuple[MemLevel, ...]:
     one_core = calibration.core_bytes_per_s if calibration else 20 * GB_S
     dram = calibration.dram_bytes_per_s if calibration else min(units * one_core, 200 * GB_S)
     measured = {level: read for level, read, _ in calibration.levels} if calibration else {}
-    levels = [MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, run_overhead_bytes=64)]
+    levels = [
+        MemLevel("DRAM", _memory_bytes(root), dram, 64, False, 9e-8, one_core, ramp_bytes=DRAM_RAMP_BYTES)
+    ]
     for level, size, sharers in sorted(_caches(root), reverse=True):
         # Bytes a clock for one core: two loads from L1, three quarters of a vector from L2, little from L3.
-        one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, 10) / cycle_s
+        one = {1: 2 * vector_bytes, 2: 3 * vector_bytes // 4}.get(level, l3_bytes) / cycle_s
         one = measured.get(f"L{level}", one)
         latency_s = {1: 1.5e-9, 2: 4e-9}.get(level, 1.5e-8)
         if level >= 3:
-            levels.append(MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, 32))
+            levels.append(
+                MemLevel(f"L{level}", size, one * units, 64, False, latency_s, one, ramp_bytes=L3_RAMP_BYTES)
+            )
         else:
             # Two hyper-threads of one core share its caches; more sharers are cores that split them.
             own = size if sharers <= 2 else size * 2 // sharers
             levels.append(MemLevel(f"L{level}", own, one, 64, True, latency_s, one))
     return tuple(levels)
+
+
+def l3_bytes_per_clock(name: str) -> int:
+    """What one core draws from the last-level cache of the CPU that LLVM calls `name`."""
+    return _L3_BYTES_ZEN if name.startswith("znver") else L3_BYTES
 
 
 def host_isa() -> tuple[str, frozenset[str]]:

@@ -17,7 +17,9 @@ Ranking every aligned program by traffic and waves follows its successor, Welder
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +37,13 @@ _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
 _WINDOW = 4  # loads of one tensor at different places from which on a program is narrow along its vectors
 _WINDOW_VECTORS, _WINDOW_ROWS = 2, 8
+_WINDOW_ROW_VECTORS = 8  # vectors of a row of positions that one program may have whole
 _FRONT = 3  # best tiles that scale-out and refinement start from
 _EPSILON_START, _EPSILON_STEP = 0.1, 0.2
 _EPSILON_ENOUGH = 0.3  # masks make padding cheap: tolerate this much before settling for fewer choices
 _EPSILON_MAX = 1.0
 _MAX_REDUCE_STEP = {True: 512, False: 128}  # of a dot, on a CPU and on a GPU
+_DRAWS = 100  # random tiles tried for each one that is asked for
 _MIN_DOT = 16  # tl.dot on a GPU takes at least 16 along every axis
 
 Extents = tuple[int, ...]
@@ -117,6 +121,40 @@ def construct(
     )
 
 
+def sample(
+    expr: TensorExpr,
+    device: DeviceSpec,
+    count: int,
+    seed: int = 0,
+    *,
+    tiled: Collection[str] | None = None,
+    packed: Collection[str] = (),
+    gathered: Collection[str] = (),
+) -> tuple[RProgram, ...]:
+    """`count` feasible rPrograms drawn at random from the space that `construct` searches, all of them where it has
+    fewer: what its ranking is judged against. The same seed draws the same ones.
+
+    A tile is drawn axis by axis, each extent a power of two from the smallest aligned one to the first that covers
+    the axis; what breaks a capacity is drawn again.
+    """
+    search = _Search(Space(expr, packed, gathered), device, tiled)
+    choices = [
+        [low << n for n in range((high // low).bit_length())]
+        for low, high in zip(search.start, search.limits)
+    ]
+    most = math.prod(map(len, choices))
+    if most <= 4 * count:
+        for e in itertools.product(*choices):
+            search.visit(e)
+    draw = random.Random(seed)
+    left = _DRAWS * count
+    while len(search.found) < count and left and len(search.found) + len(search.rejected) < most:
+        search.visit(tuple(draw.choice(c) for c in choices))
+        left -= 1
+    found = [_program(search.space, device, c) for c in search.found.values()]
+    return tuple(draw.sample(found, count) if len(found) > count else found)
+
+
 class _Candidate:
     """A tile with its best launch parameters."""
 
@@ -139,10 +177,15 @@ class _Search:
         self.limits = tuple(next_pow2(d) if i in self.tiled else 1 for i, d in enumerate(space.extents))
         if device.is_cpu and space.taps >= _WINDOW and not space.has_dot:
             # The factors of the taps stay in registers while the program walks the positions; and most programs
-            # are away from the border, where no tap needs a test.
-            width = _WINDOW_VECTORS * device.lanes(space.itemsize)
+            # are away from the border, where no tap needs a test, or know where it is: they have a whole row.
+            lanes = device.lanes(space.itemsize)
             self.limits = tuple(
-                min(n, width if i in space.inner else _WINDOW_ROWS) for i, n in enumerate(self.limits)
+                min(n, _WINDOW_ROWS)
+                if i not in space.inner
+                else min(n, _WINDOW_VECTORS * lanes)
+                if n > _WINDOW_ROW_VECTORS * lanes or i not in space.borders
+                else n
+                for i, n in enumerate(self.limits)
             )
         self.start = self._smallest()
         self.epsilon = _EPSILON_START
@@ -194,7 +237,8 @@ class _Search:
         allowed = space.extents[axis] * (1 + self.epsilon)
         while extent < limit:
             extent *= 2
-            if space.is_reduce[axis] or padded(space.extents[axis], extent) <= allowed:
+            whole = axis in space.borders and extent >= space.extents[axis]  # both ends in one program
+            if space.is_reduce[axis] or whole or padded(space.extents[axis], extent) <= allowed:
                 return (*e[:axis], extent, *e[axis + 1 :])
             self.blocked = True
         return None

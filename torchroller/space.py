@@ -9,7 +9,7 @@ Both follow from the affine index expressions by interval arithmetic. `Space` is
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torchroller.expr import Access, Affine, TensorExpr
@@ -50,6 +50,7 @@ OP_WEIGHT: dict[str, float] = {
     "tanh": 16.0,
     "welford": 6.0,
 }
+_LOAD = 0.5  # vector instructions of a CPU: two loads go at a time
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Operand:
     passes: walks over it by a program that loops over the reduce axes; 0 for data outside the loop
     side: "a" or "b" for what feeds the first or second argument of a dot, else ""
     packed: stored tile by tile, so that a whole data tile is one run of memory
+    beyond: per dimension of dims, how much farther the taps of a window reach than its first one
     """
 
     tensor: str
@@ -71,6 +73,7 @@ class Operand:
     side: str
     indirect: bool
     packed: bool = False
+    beyond: tuple[int, ...] = ()
 
     @property
     def contiguous(self) -> frozenset[int]:
@@ -86,8 +89,8 @@ class Operand:
     def nbytes(self, e: Sequence[int]) -> int:
         """Bytes of the data tile that a tile of extents `e` touches, clipped to the tensor."""
         total = self.itemsize
-        for length, terms, _ in self.dims:
-            span = e[terms[0][0]] if len(terms) == 1 else _span(terms, e)
+        for (length, terms, _), beyond in zip(self.dims, self.beyond):
+            span = e[terms[0][0]] if len(terms) == 1 and not beyond else _span(terms, e, beyond)
             total *= span if span < length else length
         return total
 
@@ -99,12 +102,14 @@ class Operand:
         if self.packed:
             return (self.nbytes(e),) * 2
         useful = span = expected_stride = 1
-        for length, terms, stride in self.dims:
+        for (length, terms, stride), beyond in zip(self.dims, self.beyond):
             if length == 1:
                 continue
             if stride != expected_stride:
                 break
             points, reach = _run(terms, e, gap_bytes // self.itemsize)
+            if beyond:
+                points, reach = reach + beyond, reach + beyond  # taps fill what a stride leaves out
             useful *= min(points, length)
             span *= min(reach, length)
             if points < length:
@@ -118,9 +123,9 @@ class Operand:
         return (padded(span, transaction_bytes) + overhead_bytes) / useful
 
 
-def _span(terms: tuple[tuple[int, int], ...], e: Sequence[int]) -> int:
-    """Distinct positions that an index visits: bounded by its interval and by the number of points."""
-    interval = points = 1
+def _span(terms: tuple[tuple[int, int], ...], e: Sequence[int], beyond: int = 0) -> int:
+    """Distinct positions that an index visits: bounded by its interval and by the number of points of all taps."""
+    interval, points = 1 + beyond, 1 + beyond
     for axis, coefficient in terms:
         interval += coefficient * (e[axis] - 1)
         points *= e[axis]
@@ -147,7 +152,8 @@ class Space:
     only the second. copies_rows: the rows of the first argument lie apart and are copied before they are used.
     inner: axes along which some operand is contiguous. passes: dependent reductions, the
     number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
-    per point of the whole space, and per spatial point.
+    per point of the whole space, and per spatial point; vector_moves and row_moves: what a CPU adds to them for
+    loads and stores. borders: per axis, how many points at its two ends let one of the bounded_loads leave its tensor.
     """
 
     def __init__(
@@ -182,6 +188,9 @@ class Space:
         self.crossing, self.reduces_columns = self._directions()
         self.live_values = 1 + max(1, sum(1 for o in self.operands if o.axes and not o.write))
         self.vector_ops, self.row_ops = self._instructions()
+        self.vector_moves, self.row_moves = self._moves()
+        self.bounded_loads = sum(a.bounded for a in expr.loads)
+        self.borders = self._borders()
         self._compute_dtype = self._find_compute_dtype()
         self._peaks: dict[str, Peak] = {}
 
@@ -275,7 +284,7 @@ class Space:
                 self._add(found, self._operand(v.access, len(loops.get(i, ())), side.get(i, "")), v.access)
         for w in self.expr.writes:
             self._add(found, self._operand(w.access, int(varies[w.value]), "", write=True), w.access)
-        return tuple(found.values())
+        return self._reached(found.values())
 
     @staticmethod
     def _add(found: dict[tuple, Operand], new: Operand, access: Access) -> None:
@@ -287,6 +296,26 @@ class Space:
         if old is not None:
             new = replace(old, passes=max(old.passes, new.passes), side=old.side or new.side)
         found[key] = new
+
+    def _reached(self, operands: Iterable[Operand]) -> tuple[Operand, ...]:
+        """The operands with what the taps of windows reach beyond the first of them."""
+        offsets: dict[tuple, list[tuple[int, ...]]] = {}
+        for access in self.expr.loads:
+            if access.bounded and not access.gathers:
+                kept = [
+                    (abs(s), max(1, n), ix)
+                    for s, n, ix in zip(access.strides, access.shape, access.index)
+                    if s
+                ]
+                kept.sort(key=lambda d: d[:2])
+                terms = tuple(self._terms(ix) for _, _, ix in kept)
+                offsets.setdefault((access.tensor, terms), []).append(tuple(ix.offset for _, _, ix in kept))
+        found = []
+        for o in operands:
+            taps = offsets.get((o.tensor, tuple(terms for _, terms, _ in o.dims)), []) if not o.write else []
+            beyond = tuple(max(at) - min(at) for at in zip(*taps)) if taps else (0,) * len(o.dims)
+            found.append(replace(o, beyond=beyond))
+        return tuple(found)
 
     def _taps(self) -> int:
         """How many loads of one tensor differ only in where they start: the taps of a window that is written out."""
@@ -367,6 +396,31 @@ class Space:
             else:
                 row += weight
         return full, row
+
+    def _moves(self) -> tuple[float, float]:
+        """Loads and stores as vector instructions of a CPU per point of the whole space, per spatial point."""
+        count = [0.0, 0.0]
+        for v, varies in zip(self.expr.values, self._varies):
+            if v.access is not None:
+                count[not varies] += _LOAD
+        for w in self.expr.writes:
+            varies = self._varies[w.value]
+            count[not varies] += 1.0
+        return count[0], count[1]
+
+    def _borders(self) -> dict[int, tuple[int, int]]:
+        found: dict[int, tuple[int, int]] = {}
+        for access in self.expr.loads:
+            for index, size in zip(access.index, access.shape) if access.bounded else ():
+                terms = self._terms(index)
+                last = index.offset + sum(c * (self.extents[axis] - 1) for axis, c in terms)
+                for axis, c in terms:
+                    low, high = found.get(axis, (0, 0))
+                    found[axis] = (
+                        max(low, ceil_div(-index.offset, c)),
+                        max(high, ceil_div(last - size + 1, c)),
+                    )
+        return {axis: ends for axis, ends in found.items() if any(ends)}
 
     def _find_compute_dtype(self) -> str:
         for v in self.expr.dots:

@@ -28,7 +28,8 @@ class MemLevel:
 
     capacity_bytes and bandwidth_bytes_per_s belong to one instance, which one unit (`private`) or all use.
     `run_overhead_bytes` is what starting a new contiguous run costs, in bytes not transferred meanwhile:
-    hardware prefetchers, TLBs and rows of DRAM have to catch up.
+    hardware prefetchers, TLBs and rows of DRAM have to catch up. The first `ramp_bytes` of a run come at half the
+    rate: a prefetcher that watches for streams has to see some lines before it runs ahead.
     """
 
     name: str
@@ -39,6 +40,7 @@ class MemLevel:
     latency_s: float = 0.0
     unit_bandwidth_bytes_per_s: float = 0.0  # what one unit alone can draw from a shared level; 0: everything
     run_overhead_bytes: int = 0
+    ramp_bytes: int = 0
     explicit: bool = False  # programs stage tiles there by hand (shared memory); otherwise it is a cache
 
 

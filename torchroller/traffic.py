@@ -17,22 +17,27 @@ import math
 from collections.abc import Sequence
 from operator import mul
 
-from torchroller.space import Space
+from torchroller.space import Operand, Space
 from torchroller.spec import DeviceSpec, MemLevel, MiB
 from torchroller.tile import ceil_div, next_pow2, rest_widths
 from torchroller.triton_cpu import blocking
 
 # Of a CPU's shared cache a core can count on this much: neighbours (other cores, other virtual machines) use the rest.
 _SHARED_PER_CORE = 4 * MiB
+_TURNED_AHEAD = (
+    4  # times that a run counts of which the next rows are read before it goes on, as blocks are turned
+)
+_STREAMS = 8  # runs of memory that prefetchers follow at the same time
 CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
 _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
+_ROW_ACCUMULATORS = 8  # the same of a loop along rows: more of them are not written out (lowering/nests.py)
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
 _REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
 FEW_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
 _BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one stream
 # Times that collecting rows of an image from their places costs more than reading them once: load, store, and finding
-# each row. Measured on Zen 3: 64 rows of 64 channels for 32 columns take an eighth of the product's time.
-_COLLECTED = 8
+# each row. Measured on Zen 4: 64 rows of 128 channels for 32 columns take a quarter of the product's time.
+_COLLECTED = 24
 _NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
@@ -63,7 +68,7 @@ class Tiled:
             "footprint",
             "traffic",
         ),
-        *("_register_block", "_row_group"),
+        *("_register_block", "_row_group", "_runs"),
     )
 
     def __init__(self, space: Space, device: DeviceSpec, e: Sequence[int]) -> None:
@@ -118,6 +123,13 @@ class Tiled:
         self.rounds = -(-grid // device.units)
         self._register_block: tuple[int, int] | None = None
         self._row_group: int | None = None
+        self._runs: dict[int, list[tuple[float, int]]] = {}
+
+    def runs(self, operand: int) -> list[tuple[float, int]]:
+        found = self._runs.get(operand)
+        if found is None:
+            found = self._runs[operand] = _runs(self, operand)
+        return found
 
     @property
     def accumulator_bytes(self) -> int:
@@ -231,11 +243,11 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     broken = (1.0, _BROKEN_STREAM if panel_by_panel else 1.0)
     shared = dram = 0.0
     for k, o in enumerate(space.operands):
-        program, total = t.program_bytes[k], space.total_bytes[k]
+        total = space.total_bytes[k]
         walks = max(1, o.passes)
         if cache is not None:
             charge = _charge(t, k, near_private, cache) * broken[o.side == "b"]
-            shared += t.grid * program * charge * (walks if walks_again else 1)
+            shared += _passing(t, k, near_private) * charge * (walks if walks_again else 1)
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
@@ -245,6 +257,17 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     return shared, dram
 
 
+def _passing(t: Tiled, operand: int, near: Sequence[int]) -> float:
+    """Useful bytes of an operand that all programs take from the shared cache.
+
+    Windows overlap: what a core's own cache keeps of the programs before is not taken again.
+    """
+    if t.space.taps == 1 or near is t.e:
+        return float(t.grid * t.program_bytes[operand])
+    parts = math.prod(max(1.0, t.space.extents[i] / near[i]) for i in t.space.spatial)
+    return parts * t.space.operands[operand].nbytes(near)
+
+
 def _charge(t: Tiled, operand: int, near: Sequence[int], level: MemLevel) -> float:
     """Bytes spent per useful byte: whole transactions of what is used while they stay, and starts of runs."""
     width = level.transaction_bytes
@@ -252,7 +275,63 @@ def _charge(t: Tiled, operand: int, near: Sequence[int], level: MemLevel) -> flo
         lines = t.charges[operand]
     else:
         lines = t.space.operands[operand].charge(near, width)
-    return lines + level.run_overhead_bytes / t.useful[operand]
+    return lines + level.run_overhead_bytes / t.useful[operand] + _ramp(t, operand, level)
+
+
+def _ramp(t: Tiled, operand: int, level: MemLevel) -> float:
+    """Share of an operand's bytes that come before the prefetchers of a CPU follow their run."""
+    if not level.ramp_bytes:
+        return 0.0
+    return sum(share * min(run, level.ramp_bytes) / run for share, run in t.runs(operand))
+
+
+def late_bytes(t: Tiled) -> float:
+    """Bytes of results whose lines nothing fetched before they are stored."""
+    stored = (k for k, o in enumerate(t.space.operands) if o.write)  # a core waits for loads in any order
+    return sum(t.space.total_bytes[k] * _ramp(t, k, t.device.dram) for k in stored)
+
+
+def _runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
+    """(share, bytes) of an operand that is walked in runs of so many bytes, as the prefetchers of a CPU see it.
+
+    A few runs that go side by side, each continued by what comes next (the next step, the next program), are streams:
+    they are as long as that goes on. Of more than _STREAMS the rest starts afresh each time.
+    """
+    space, o = t.space, t.space.operands[operand]
+    size = t.step_bytes[operand]
+    run = min(size, t.useful[operand])
+    streams = size // run
+    if space.has_dot and o.write and o.dims and t.m > 1 and not o.packed:
+        # Results leave the register blocks: all rows of a panel of columns, then the next panel.
+        narrow = min(size, register_block(t)[1] * o.itemsize)
+        streams = max(streams, min(t.m, size // narrow))
+        started = min(run, narrow)
+    elif space.crossing and turned(t):
+        lanes = t.device.lanes(o.itemsize)
+        started = min(run, lanes * o.itemsize) if o.write else _TURNED_AHEAD * run
+    else:
+        started = run
+    afresh = max(0.0, 1.0 - _STREAMS / streams)
+    found = [(afresh, started)] if afresh else []
+    if afresh < 1.0:
+        found.append((1.0 - afresh, _continued(t, o, run, size)))
+    return found
+
+
+def _continued(t: Tiled, o: Operand, run: int, size: int) -> int:
+    """Bytes of one run of an operand together with what follows it without a gap, in the order of the loops."""
+    extents = t.space.extents
+    wide = list(t.e)
+    for i in (*reversed(t.space.reduce), *reversed(_program_order(t))):
+        if i not in o.axes or wide[i] >= extents[i]:
+            continue
+        wide[i] = extents[i]
+        total = o.nbytes(wide)
+        longer = min(total, o.run(wide, t.device.dram.transaction_bytes)[0])
+        if longer * size < run * total:  # more runs, not longer ones
+            break
+        run, size = longer, total
+    return run
 
 
 def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
@@ -261,7 +340,7 @@ def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
     A program that takes part of a line leaves the rest for the next ones, if they come before it is evicted.
     """
     space = t.space
-    if max(t.charges, default=1.0) <= 1.0:
+    if space.taps == 1 and max(t.charges, default=1.0) <= 1.0:
         return t.e
     near = list(t.e)
     for i in (*reversed(space.reduce), *reversed(space.spatial)):
@@ -319,16 +398,30 @@ def _streaming_bytes(t: Tiled) -> list[float]:
     """`cache_bytes` of kernels without a dot: they walk their data in order."""
     space, levels = t.space, t.device.private_levels
     moved = []
+    # What one reduction computes for the next lies in memory between them.
+    # A loop over a reduction has a partial result for each point of its step; without one, only columns wait for sums.
+    partial = t.block * t.inner // t.steps if t.steps > 1 else t.block if space.reduces_columns else 0
+    kept = 4 * t.block * t.inner * (space.passes - 1) if space.passes > 1 and t.steps == 1 else 0
     for level in levels[1:]:
         # What leaves a level has missed the levels inside it; later walks are served where the data fits.
-        out = t.walked if t.looped > level.capacity_bytes else t.once
-        if space.crossing and sum(map(mul, t.step_bytes, t.charges)) > level.capacity_bytes:
+        room = CACHE_SHARE * level.capacity_bytes if kept else level.capacity_bytes
+        out = t.walked if t.looped + kept > room else t.once
+        if 4 * partial > level.capacity_bytes:
+            out += 8 * t.block * t.inner
+        if space.crossing and not turned(t) and sum(map(mul, t.step_bytes, t.charges)) > level.capacity_bytes:
             # Lines read across the vectors are evicted before they are used up.
             out += _REFETCH * sum(n for o, n in zip(space.operands, t.program_bytes) if o in space.crossing)
         moved.append(float(out))
-    registers = _ACCUMULATORS * t.device.lanes(4)
-    accumulate = _SPILLED * t.block * t.inner if space.reduces_columns and t.block > registers else 0
+    registers = _ACCUMULATORS if space.reduces_columns else _ROW_ACCUMULATORS
+    far = partial > registers * t.device.lanes(4)
+    accumulate = _SPILLED * t.block * t.inner if far else 0
     return [*moved, float(t.walked + accumulate)]
+
+
+def turned(t: Tiled) -> bool:
+    """Whether what lies across the vectors is turned in registers, in blocks of lanes x lanes."""
+    lanes = t.device.lanes(4)
+    return t.space.itemsize == 4 and all(t.e[i] >= lanes for i in t.space.inner)
 
 
 def _lines(t: Tiled, e: Sequence[int]) -> float:

@@ -141,4 +141,76 @@ def test_every_file_of_figures_names_its_machine():
             assert data["machine"].get(key), (name, key)
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", data["machine"]["when"])
         for r in data["results"]:
-            assert r["rows"] or r["skipped"], (name, r["case"])
+            assert r["rows"] or r["skipped"] or r["ranking"], (name, r["case"])
+
+
+def operator(number, group, ratio=None, fastest="random", **rows):
+    found = {
+        **case(f"{number}/8", group, **rows),
+        "operator": number,
+        "scale": 8,
+        "shape": f"{number} {group}",
+    }
+    if ratio is not None:
+        programs = [{"kind": k, "program": p, "predicted_s": 1.0, "measured_s": s}
+                    for k, p, s in (("top", "a64", 1.0), (fastest, "b32", ratio))]  # fmt: skip
+        found["ranking"] = {
+            "kernel": "k",
+            "ratio": ratio,
+            "fastest": programs[1],
+            "programs": programs,
+            "failed": 0,
+        }
+    return found
+
+
+@pytest.fixture
+def operators(made):
+    results = [
+        operator(
+            "C0", "conv2d", 0.80, eager=row(2.0), inductor_max=row(1.0), roller=row(4.0, compile_s=0.25)
+        ),
+        operator("C1", "conv2d", 0.95, eager=row(2.0), roller=row(1.0, compile_s=0.5)),
+        operator("M0", "matmul", 1.0, "top", eager=row(1.0), roller=row(1.05, compile_s=0.25)),
+        operator("M1", "matmul"),
+    ]
+    results[-1]["ranking"] = {"failure": "M1/8: no kernel of ours | at all"}
+    data = {
+        "machine": machine(first_compile_s={"roller": 3.0}, clock="wall"),
+        "kind": "operators",
+        "results": results,
+    }
+    (made[0] / "operators-test.json").write_text(json.dumps(data))
+    return made
+
+
+def test_operators_are_shown_by_class_with_the_losing_ones(operators):
+    assert run(operators) == 0
+    text = (operators[1] / "benchmarks.md").read_text()
+    assert "within 10 % of the fastest of its rivals for 67% of 3 operators (goal 90 %)" in text
+    assert "geometric mean 0.913 (goal 0.95), worst 0.80" in text
+    assert "ahead for 33% of 3 operators (goal 60 %) and within 10 % or ahead for 67% (goal 90 %)" in text
+    assert (
+        "compiles 3 operators from an empty cache in 1.0 s (goal 60 s for 119), after 3.0 s for imports"
+        in text
+    )
+    assert "| convolution | 2 | 50% | 0.87 | 50% | 50% | 0.71 | 0.8 |" in text
+    assert "| matrix product | 2 | 100% | 1.00 | 0% | 100% | 0.95 | 0.2 |" in text
+    assert "| all | 4 | 67% | 0.91 | 33% | 67% | 0.78 | 1.0 |" in text
+    assert "| C0 conv2d | 8 | 2.00 | 1.00 | 4.00 | 0.25 | 0.80 | random `b32` |" in text
+    assert "| M0 matmul | 8 | 1.00 | – | 1.05 | 0.95 | 1.00 |  |" in text
+    assert "| M1 matmul | 8 | – | – | – | – | – |  |" in text
+    assert "- M1/8: no kernel of ours ¦ at all" in text
+
+
+def test_operators_have_a_curve_for_each_claim_and_leave_the_readme_alone(operators):
+    run(operators)
+    tree = ElementTree.parse(operators[1] / "images" / "bench-operators-test.svg")
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(list(tree.iter(f"{svg}polyline"))) == 2
+    dots = [float(c.find(f"{svg}title").text) for c in tree.iter(f"{svg}circle")]
+    assert dots == [1.0, 0.95, 0.8, 2.0, 0.95, 0.25]  # each curve falls
+    assert all(
+        0 <= float(c.get("cx")) <= 900 and 0 <= float(c.get("cy")) <= 380 for c in tree.iter(f"{svg}circle")
+    )
+    assert "bench-operators" not in operators[2].read_text() and "| bert |" in operators[2].read_text()

@@ -119,12 +119,39 @@ def tile_3d(p, o, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
     tl.store(o + (c * A + a) * B + b, x)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 8), (1, 16, 2), (16, 1, 16), (4, 32, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 8), (1, 16, 2), (16, 1, 16), (4, 32, 1), (2, 32, 16), (16, 2, 32)])
 def test_tiles_of_three_dimensions(shape: tuple[int, int, int]) -> None:
     p = ramp(*shape)
     out = torch.empty(shape[2], shape[0], shape[1])
     tile_3d[(1,)](p, out, *shape)
     assert_equal(out, p.permute(2, 0, 1).contiguous())
+
+
+@triton.jit
+def windows(p, o, q, h, w, c, A: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    y = tl.program_id(0)
+    a, x, k = tl.arange(0, A)[:, None, None], tl.arange(0, W)[None, :, None], tl.arange(0, C)[None, None, :]
+    inside = (x < w) & (k < c)
+    at = ((a * h + y) * w + x) * c + k
+    left = tl.load(p + at - c, mask=inside & (x > 0), other=0.0)
+    here = tl.load(p + at, mask=inside, other=0.0)
+    right = tl.load(p + at + c, mask=inside & (x + 1 < w), other=0.0)
+    to = ((a * c + k) * h + y) * w + x
+    tl.store(o + to, left + here + right, mask=inside)
+    tl.store(q + to, left - right, mask=inside)
+
+
+@pytest.mark.parametrize("tile", [(1, 16, 16), (2, 32, 16), (2, 16, 32), (2, 8, 16)])
+def test_windows_over_channels_are_stored_by_channel(tile: tuple[int, int, int]) -> None:
+    """Several loads run along the channels and the stores across them: results are turned, not what is read."""
+    images, h, w, c = tile[0], 3, tile[1] - 3, tile[2] - 1
+    p = ramp(images, h, w, c)
+    out, other = torch.zeros(images, c, h, w), torch.zeros(images, c, h, w)
+    windows[(h,)](p, out, other, h, w, c, A=tile[0], W=tile[1], C=tile[2])
+    wide = torch.nn.functional.pad(p, (0, 0, 1, 1))
+    left, right = wide[:, :, :-2], wide[:, :, 2:]
+    assert_equal(out, (left + p + right).permute(0, 3, 1, 2).contiguous())
+    assert_equal(other, (left - right).permute(0, 3, 1, 2).contiguous())
 
 
 @triton.jit

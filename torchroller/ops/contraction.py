@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import NotLowered
 from ..graph import Node
+from ..split_k import parts
 from .registry import Context, rule
 
 DOT_TYPES = ("float32", "float16", "bfloat16")
@@ -16,10 +17,24 @@ def dot(cx: Context, a: Node, b: Node) -> Node:
         raise NotLowered(f"a matrix product of {a.dtype} and {b.dtype}")
     quantised = scaled_columns(cx, b)
     if quantised is None:
-        return cx.b.dot(a, b, "float32")
+        return _product(cx, a, b)
     weight, scale = quantised
     value = cx.b.dot(a, weight, "float32")
     return cx.b.call("mul", "float32", value, cx.b.cast(scale, "float32"))
+
+
+def _product(cx: Context, a: Node, b: Node) -> Node:
+    """a @ b; with few results and a long k, in parts along k that are added up."""
+    if len(a.shape) == len(b.shape) == 2 and 0 not in (*a.shape, *b.shape):
+        from ..pipeline import device_spec  # which lowers with these rules
+
+        (m, k), n = a.shape, b.shape[1]
+        count = parts(m, n, k, a.dtype, device_spec(cx.out().device))
+        if count > 1:
+            rows = cx.b.permute(cx.b.reshape(a, (m, count, k // count)), (1, 0, 2))
+            partial = cx.b.dot(rows, cx.b.reshape(b, (count, k // count, n)), "float32")
+            return cx.b.reduce("sum", partial, (0,), "float32")
+    return cx.b.dot(a, b, "float32")
 
 
 def scaled_columns(cx: Context, b: Node) -> tuple[Node, Node] | None:

@@ -19,7 +19,7 @@ from torchroller.triton_cpu.lowering.nests import (
     versions,
 )
 from torchroller.triton_cpu.lowering.prefix import Split, find_split
-from torchroller.triton_cpu.lowering.transpose import across, over_blocks
+from torchroller.triton_cpu.lowering.transpose import across, over_blocks, over_turned, stored_across
 from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
@@ -117,12 +117,31 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
                 test = ev.at(mask, place) if mask is not None and not known[k] else None
                 ev.write(value.elem, kind, where, text, test, place.width)
 
-        crossing = across(ev, roots, vdim)
+        other, crossing = across(ev, roots, len(shape), vdim)
+        turned = stored_across(ev, [p for p, _, _ in parts], [v.elem for _, v, _ in parts], vdim)
         if crossing and vdim is not None:
-            over_blocks(ev, shape, vdim, crossing, body)
+            over_blocks(ev, shape, vdim, other, crossing, body)
+        elif turned is not None and vdim is not None:
+            write_turned(vdim, turned)
         else:
             split = find_split(ev, roots, shape, vdim, ev.lanes)
             over_tile(ev, shape, vdim, body, split, beyond=split is not None and not masked_out(split, vdim))
+
+    def write_turned(vdim: int, along: int) -> None:
+        """Values are computed as vectors along `vdim` and turned in registers: stores run along `along`."""
+        known = [True if m is None else ev.settled(m, along) for _, _, m in parts]
+        written = [k for k, state in enumerate(known) if state is not False]
+
+        def values(place: Place) -> list[str]:
+            return [ev.at(parts[k][1], place) for k in written]
+
+        def put(n: int, place: Place, text: str) -> None:
+            pointer, value, mask = parts[written[n]]
+            kind, where = ev.address(pointer, value.elem, place)
+            test = ev.at(mask, place) if mask is not None and not known[written[n]] else None
+            ev.write(value.elem, kind, where, text, test, place.width)
+
+        over_turned(ev, shape, vdim, along, [parts[k][1].elem for k in written], values, put)
 
     def masked_out(split: Split, vdim: int | None) -> bool:
         """Whether every store is masked off behind the end of the split."""

@@ -8,7 +8,7 @@ from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.code import Code, Operand
 from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.nests import Roots, stride_along
-from torchroller.triton_cpu.lowering.values import Load, Place, Tensor
+from torchroller.triton_cpu.lowering.values import Dims, Load, Place, Tensor
 
 
 def transpose_block(code: Code, rows: list[str], lanes: int, type: str) -> list[str]:
@@ -31,59 +31,158 @@ def transpose_block(code: Code, rows: list[str], lanes: int, type: str) -> list[
     return rows
 
 
-def across(ev: Evaluator, roots: Roots, vdim: int | None) -> list[tuple[Tensor, int]]:
-    """Loads and buffers of a two-dimensional nest that are contiguous across its vector dimension.
+def across(ev: Evaluator, roots: Roots, rank: int, vdim: int | None) -> tuple[int, list[tuple[Tensor, Dims]]]:
+    """Loads and buffers of a nest that are contiguous across its vector dimension: reading them there would gather.
 
-    Each with the one of its own dimensions that runs along the nest's vectors. Reading them there would gather.
+    The dimension of the nest along which they are contiguous, the same for all of them, and each with the dimensions
+    of the nest that its own ones are. The list is empty where there are none.
     """
-    found: list[tuple[Tensor, int]] = []
+    other = 0
+    found: list[tuple[Tensor, Dims]] = []
     for t, dims in ev.walk(roots):
-        if vdim not in dims or len(t.shape) != 2 or t.elem not in ("f32", "i32") or t in ev.write_through:
+        if vdim not in dims or len(t.shape) != rank or t.elem not in ("f32", "i32") or t in ev.write_through:
             continue
         along = dims.index(vdim)
-        if not any(n % ev.lanes for n in t.shape) and None not in dims and _lies_across(ev, t, along):
-            found.append((t, along))
-    return found
+        contiguous = None if None in dims else _contiguous(ev, t, along)
+        if contiguous is None or t.shape[along] % ev.lanes or t.shape[contiguous] % ev.lanes:
+            continue
+        at = dims[contiguous]
+        assert at is not None
+        if not found or at == other:
+            other = at
+            found.append((t, dims))
+    return other, found
 
 
 def over_blocks(
     ev: Evaluator,
     shape: Sequence[int],
     vdim: int,
-    tensors: list[tuple[Tensor, int]],
+    other: int,
+    tensors: list[tuple[Tensor, Dims]],
     body: Callable[[Place], None],
 ) -> None:
-    """Visit a two-dimensional tile in blocks of lanes x lanes in which `tensors` are turned by shuffles.
+    """Visit a tile in blocks of lanes x lanes of two of its dimensions, in which `tensors` are turned by shuffles.
 
-    They are read as vectors along their own contiguous dimension; the nest finds their turned values remembered.
+    They are read as vectors along `other`, their own contiguous dimension; the nest finds their turned values
+    remembered. All further dimensions are loops around the blocks.
     """
-    code, lanes, other = ev.code, ev.lanes, 1 - vdim
+    code, lanes = ev.code, ev.lanes
+    own = tuple(range(len(shape)))
 
-    def place(along: int, position: Operand, contiguous: Operand, vector: int) -> Place:
-        coords = (position, contiguous) if along == 0 else (contiguous, position)
-        return Place(coords, vector, lanes)
+    def block(
+        place: Callable[[Dims, Operand, Operand, int], Place], position: Operand, start: Operand
+    ) -> None:
+        lines = [code.add(start, i) for i in range(lanes)]
+        for t, dims in tensors:
+            rows = [ev.at(t, place(dims, code.add(position, j), start, other)) for j in range(lanes)]
+            turned = transpose_block(code, rows, lanes, lt.scalar(t.elem))
+            for line, vector in zip(lines, turned):
+                code.scopes[code.level].memo[(t, place(dims, position, line, vdim))] = vector
+        for line in lines:
+            body(place(own, position, line, vdim))
 
-    def block(position: Operand) -> None:
-        def inner(start: Operand) -> None:
-            lines = [code.add(start, i) for i in range(lanes)]
-            for t, along in tensors:
-                rows = [ev.at(t, place(along, code.add(position, j), start, 1 - along)) for j in range(lanes)]
-                turned = transpose_block(code, rows, lanes, lt.scalar(t.elem))
-                for line, vector in zip(lines, turned):
-                    code.scopes[code.level].memo[(t, place(along, position, line, along))] = vector
-            for line in lines:
-                body(place(vdim, position, line, vdim))
-
-        code.loop(shape[other], inner, step=lanes)
-
-    code.loop(shape[vdim], block, step=lanes)
+    _blocks(ev, shape, vdim, other, block)
 
 
-def _lies_across(ev: Evaluator, t: Tensor, along: int) -> bool:
+def over_turned(
+    ev: Evaluator,
+    shape: Sequence[int],
+    vdim: int,
+    other: int,
+    elems: Sequence[str],
+    values: Callable[[Place], list[str]],
+    write: Callable[[int, Place, str], None],
+) -> None:
+    """Visit a tile in blocks of lanes x lanes: `values` are vectors along `vdim`, `write` gets them along `other`.
+
+    One of them after the other is computed, in a loop, and waits in memory until its block is complete.
+    """
+    code, lanes = ev.code, ev.lanes
+    own = tuple(range(len(shape)))
+    kept = [code.alloca(f"<{lanes} x {lt.scalar(e)}>", lanes, 64) for e in elems]
+
+    def line(n: int, i: Operand) -> str:
+        return code.let(f"getelementptr <{lanes} x {lt.scalar(elems[n])}>, ptr {kept[n]}, i64 {i}")
+
+    def block(
+        place: Callable[[Dims, Operand, Operand, int], Place], position: Operand, start: Operand
+    ) -> None:
+        def compute(i: Operand) -> None:
+            for n, text in enumerate(values(place(own, position, code.add(start, i), vdim))):
+                code.line(f"  store <{lanes} x {lt.scalar(elems[n])}> {text}, ptr {line(n, i)}")
+
+        code.loop(lanes, compute)
+        for n, elem in enumerate(elems):
+            rows = [code.let(f"load <{lanes} x {lt.scalar(elem)}>, ptr {line(n, i)}") for i in range(lanes)]
+            for j, text in enumerate(transpose_block(code, rows, lanes, lt.scalar(elem))):
+                write(n, place(own, code.add(position, j), start, other), text)
+
+    _blocks(ev, shape, vdim, other, block)
+
+
+def _blocks(
+    ev: Evaluator,
+    shape: Sequence[int],
+    vdim: int,
+    other: int,
+    block: Callable[[Callable[[Dims, Operand, Operand, int], Place], Operand, Operand], None],
+) -> None:
+    """Call `block(place, position along vdim, start along other)` for each block of lanes x lanes of a tile.
+
+    `place(dims, position, line, vector)` is a place of a tensor whose dimensions are `dims` of the nest.
+    """
+    code, lanes = ev.code, ev.lanes
+    coords: list[Operand] = [0] * len(shape)
+    outer = [d for d in range(len(shape)) if d not in (vdim, other)]
+
+    def place(dims: Dims, position: Operand, line: Operand, vector: int) -> Place:
+        at = {**dict(enumerate(coords)), vdim: position, other: line}
+        return Place(tuple(at[d] for d in dims if d is not None), dims.index(vector), lanes)
+
+    def descend(k: int) -> None:
+        if k == len(outer):
+            code.loop(
+                shape[vdim],
+                lambda position: code.loop(shape[other], lambda at: block(place, position, at), step=lanes),
+                step=lanes,
+            )
+            return
+
+        def inner(index: Operand) -> None:
+            coords[outer[k]] = index
+            descend(k + 1)
+
+        code.loop(shape[outer[k]], inner)
+
+    descend(0)
+
+
+def stored_across(
+    ev: Evaluator, pointers: Sequence[Tensor], elems: Sequence[str], vdim: int | None
+) -> int | None:
+    """The dimension along which all stores of a nest are contiguous, where its vectors run along another one."""
+    if vdim is None:
+        return None
+    found: set[int] = set()
+    for pointer, elem in zip(pointers, elems):
+        if elem not in ("f32", "i32") or stride_along(ev, pointer, vdim) == 1:
+            return None
+        at = [d for d, n in enumerate(pointer.shape) if n > 1 and stride_along(ev, pointer, d) == 1]
+        if not at or pointer.shape[vdim] % ev.lanes or pointer.shape[at[0]] % ev.lanes:
+            return None
+        found.add(at[0])
+    return found.pop() if len(found) == 1 else None
+
+
+def _contiguous(ev: Evaluator, t: Tensor, along: int) -> int | None:
+    """The dimension in which neighbours of `t` lie next to each other, where vectors run along another one."""
     if t.buffer is not None:
         strides: list[Operand | None] = list(t.buffer.strides)
     elif isinstance(t, Load) and not t.volatile:
-        strides = [stride_along(ev, t.pointer, d) for d in (0, 1)]
+        strides = [stride_along(ev, t.pointer, d) for d in range(len(t.shape))]
     else:
-        return False
-    return strides[1 - along] == 1 and strides[along] not in (0, 1)
+        return None
+    if strides[along] in (0, 1):
+        return None
+    return next((d for d, stride in enumerate(strides) if stride == 1 and t.shape[d] > 1), None)
