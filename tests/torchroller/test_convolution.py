@@ -11,6 +11,7 @@ from roller_helpers import compiled, double, judge, last_plan
 from torch import nn
 
 from torchroller.backend import last_plans, roller
+from torchroller.emit.convolution import short_steps
 
 LAST = torch.channels_last
 
@@ -41,6 +42,8 @@ CONVOLUTIONS = {
     "1x1 stride 2": (dict(in_channels=32, out_channels=40, kernel_size=1, stride=2), (2, 32, 7, 9)),
     "1x1 padded": (dict(in_channels=16, out_channels=8, kernel_size=1, padding=1), (1, 16, 5, 5)),
     "stem": (dict(in_channels=3, out_channels=24, kernel_size=7, stride=2, padding=3, bias=False), (1, 3, 37, 41)),
+    "channels that fill no step": (dict(in_channels=83, out_channels=24, kernel_size=3, padding=1), (1, 83, 7, 7)),
+    "channels in one short step": (dict(in_channels=9, out_channels=24, kernel_size=3), (1, 9, 11, 10)),
     "patches": (dict(in_channels=3, out_channels=40, kernel_size=8, stride=8), (2, 3, 32, 24)),
     "one channel": (dict(in_channels=1, out_channels=6, kernel_size=5, padding=2), (2, 1, 12, 11)),
     "one filter": (dict(in_channels=20, out_channels=1, kernel_size=3), (1, 20, 8, 8)),
@@ -240,3 +243,11 @@ def test_a_large_pooling_window_says_why_it_stays_with_aten():
     plan = judge(lambda x: F.avg_pool2d(x, 9, 2), image(1, 16, 20, 20))
     assert [str(e.target) for e in plan.externs] == ["aten.avg_pool2d.default"]
     assert "more than 64 taps" in plan.externs[0].reason
+
+
+@pytest.mark.parametrize("step", [4, 8, 16, 32, 64])
+def test_short_steps_cover_the_rest(step):
+    for rest in range(1, step):
+        steps = short_steps(rest, step)
+        assert all(n & (n - 1) == 0 for n in steps)
+        assert not steps or rest <= sum(steps) < step
