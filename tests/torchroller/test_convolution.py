@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from roller_helpers import compiled, double, judge, last_plan
 from torch import nn
 
+from torchroller import choose
 from torchroller.backend import last_plans, roller
 from torchroller.emit.convolution import short_steps
+from torchroller.implicit import CHANNELS, COLUMNS, ROWS, TAPS
 
 LAST = torch.channels_last
 
@@ -251,3 +253,24 @@ def test_short_steps_cover_the_rest(step):
         steps = short_steps(rest, step)
         assert all(n & (n - 1) == 0 for n in steps)
         assert not steps or rest <= sum(steps) < step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [21, 149])
+def test_every_channel_counts_once(channels, dtype, monkeypatch, tmp_path):
+    """Steps of 32: 21 channels are shorter than one, 149 are whole ones in a loop and shorter ones in another."""
+    construct = choose.construct
+
+    def forced(expr, spec, **options):
+        return construct(
+            expr, spec, **(options | {"candidates": [{CHANNELS: 32, ROWS: 16, COLUMNS: 32, TAPS: 1}]})
+        )
+
+    monkeypatch.setattr(choose, "construct", forced)
+    monkeypatch.setenv("TORCHROLLER_CACHE_DIR", str(tmp_path))
+    choose.ranked.cache_clear()
+    module = nn.Conv2d(channels, 20, 3, padding=1, bias=False).to(dtype)
+    (launch,) = ours(module, image(1, channels, 7, 6, dtype=dtype).to(memory_format=LAST)).launches
+    choose.ranked.cache_clear()
+    assert launch.kernel.source.text.count("tl.dot") == {21: 2, 149: 3}[channels]
+    assert launch.kernel.source.text.count("for step") == {21: 1, 149: 2}[channels]
