@@ -26,6 +26,7 @@ from torchroller.traffic import (
     cache_bytes,
     copied_bytes,
     late_bytes,
+    live_rows,
     register_block,
     scratch_traffic,
     shared_bytes,
@@ -199,7 +200,8 @@ def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
         return seconds if device.is_cpu else seconds / min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
     rate = (peak.matrix_flops or peak.vector_flops) / device.units
     rate *= _cpu_efficiency(t) if device.is_cpu else _gpu_efficiency(t, device, space, launch, warps)
-    return seconds + 2.0 * t.block * t.inner / rate
+    computed = t.block * t.inner * (live_rows(t) if device.is_cpu else 1.0)
+    return seconds + 2.0 * computed / rate
 
 
 def _tested(t: Tiled) -> float:

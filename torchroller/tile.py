@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _LEAST_WIDTH = 4  # columns that one instruction multiplies at most (int8)
+_STEP_COLUMNS = 2  # in the time of so many a register block is loaded and stored
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -34,10 +35,16 @@ def padded(extent: int, step: int) -> int:
 
 
 def rest_widths(rest: int) -> tuple[int, ...]:
-    """Widths of the last one or two steps of a CPU's product over `rest` columns: powers of two."""
-    one = max(next_pow2(rest), _LEAST_WIDTH)
-    two = (one // 2, max(next_pow2(rest - one // 2), _LEAST_WIDTH))
-    return two if one > _LEAST_WIDTH and sum(two) < one else (one,)
+    """Widths, powers of two, of a CPU's last steps over `rest` columns: little padding in few steps."""
+    options: list[tuple[int, ...]] = []
+    taken: tuple[int, ...] = ()
+    left = rest
+    while True:
+        last = max(next_pow2(left), _LEAST_WIDTH)
+        options.append((*taken, last))
+        if last in (left, _LEAST_WIDTH):
+            return min(options, key=lambda widths: sum(widths) + _STEP_COLUMNS * len(widths))
+        taken, left = (*taken, last // 2), left - last // 2
 
 
 @dataclass(frozen=True)

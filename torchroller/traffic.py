@@ -19,7 +19,7 @@ from operator import mul
 
 from torchroller.space import Operand, Space
 from torchroller.spec import DeviceSpec, MemLevel, MiB
-from torchroller.tile import ceil_div, next_pow2, rest_widths
+from torchroller.tile import ceil_div, next_pow2, padded, rest_widths
 from torchroller.triton_cpu import blocking
 
 # Of a CPU's shared cache a core can count on this much: neighbours (other cores, other virtual machines) use the rest.
@@ -84,8 +84,8 @@ class Tiled:
             trips = -(-extents[i] // e[i])
             steps *= trips
             rest = extents[i] % e[i]
-            # emit/contraction.py: columns that fill no whole step are narrower steps of their own
-            narrow = rest and space.has_dot and device.is_cpu and len(space.reduce) == 1
+            # as it is emitted: columns that fill no whole step are narrower steps of their own
+            narrow = rest and space.has_dot and device.is_cpu
             inner *= extents[i] - rest + sum(rest_widths(rest)) if narrow else trips * e[i]
         self.whole, self.grid, self.steps, self.block, self.inner = whole, grid, steps, block, inner
         self.step_bytes: list[int] = []
@@ -151,6 +151,18 @@ def pairs(t: Tiled) -> int:
     if not (t.device.is_cpu and t.space.has_dot and peak.dtype == "bfloat16" and peak.matrix_flops):
         return 1
     return peak.instruction[2] if register_block(t)[1] >= t.device.lanes(4) else 1
+
+
+def live_rows(t: Tiled) -> float:
+    """Share of the rows of all tiles that a CPU computes: it skips the register blocks that lie behind the last row."""
+    share = 1.0
+    height, _ = register_block(t)
+    for i in t.space.m_axes:
+        extent, tile = t.space.extents[i], t.e[i]
+        rest = extent % tile
+        if rest and tile > height:
+            share *= (extent - rest + padded(rest, height)) / padded(extent, tile)
+    return share
 
 
 def row_axis(t: Tiled) -> int:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from roller_helpers import compiled, double, judge, last_plan
 from torch import nn
 
+from torchroller import choose
 from torchroller.backend import last_plans, roller
+from torchroller.implicit import CHANNELS, COLUMNS, ROWS, TAPS
 
 LAST = torch.channels_last
 
@@ -41,6 +43,8 @@ CONVOLUTIONS = {
     "1x1 stride 2": (dict(in_channels=32, out_channels=40, kernel_size=1, stride=2), (2, 32, 7, 9)),
     "1x1 padded": (dict(in_channels=16, out_channels=8, kernel_size=1, padding=1), (1, 16, 5, 5)),
     "stem": (dict(in_channels=3, out_channels=24, kernel_size=7, stride=2, padding=3, bias=False), (1, 3, 37, 41)),
+    "channels that fill no step": (dict(in_channels=83, out_channels=24, kernel_size=3, padding=1), (1, 83, 7, 7)),
+    "channels in one short step": (dict(in_channels=9, out_channels=24, kernel_size=3), (1, 9, 11, 10)),
     "patches": (dict(in_channels=3, out_channels=40, kernel_size=8, stride=8), (2, 3, 32, 24)),
     "one channel": (dict(in_channels=1, out_channels=6, kernel_size=5, padding=2), (2, 1, 12, 11)),
     "one filter": (dict(in_channels=20, out_channels=1, kernel_size=3), (1, 20, 8, 8)),
@@ -240,3 +244,24 @@ def test_a_large_pooling_window_says_why_it_stays_with_aten():
     plan = judge(lambda x: F.avg_pool2d(x, 9, 2), image(1, 16, 20, 20))
     assert [str(e.target) for e in plan.externs] == ["aten.avg_pool2d.default"]
     assert "more than 64 taps" in plan.externs[0].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [21, 149])
+def test_every_channel_counts_once(channels, dtype, monkeypatch, tmp_path):
+    """Steps of 32: 21 channels are shorter than one, 149 are whole ones in a loop and shorter ones in another."""
+    construct = choose.construct
+
+    def forced(expr, spec, **options):
+        return construct(
+            expr, spec, **(options | {"candidates": [{CHANNELS: 32, ROWS: 16, COLUMNS: 32, TAPS: 1}]})
+        )
+
+    monkeypatch.setattr(choose, "construct", forced)
+    monkeypatch.setenv("TORCHROLLER_CACHE_DIR", str(tmp_path))
+    choose.ranked.cache_clear()
+    module = nn.Conv2d(channels, 20, 3, padding=1, bias=False).to(dtype)
+    (launch,) = ours(module, image(1, channels, 7, 6, dtype=dtype).to(memory_format=LAST)).launches
+    choose.ranked.cache_clear()
+    assert launch.kernel.source.text.count("tl.dot") == {21: 2, 149: 3}[channels]
+    assert launch.kernel.source.text.count("for step") == {21: 1, 149: 2}[channels]

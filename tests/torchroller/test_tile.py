@@ -166,6 +166,9 @@ def test_storage_padding_starts_rows_in_different_banks(row, read, itemsize):
 @given(st.integers(1, 5000))
 def test_the_last_steps_of_a_product_cover_its_rest(rest):
     widths = rest_widths(rest)
-    assert len(widths) <= 2
     assert sum(widths[:-1]) < rest <= sum(widths) <= max(4, next_pow2(rest))
     assert all(w == next_pow2(w) and w >= 4 for w in widths)
+
+
+def test_a_step_more_must_save_more_than_it_costs():
+    assert [rest_widths(n) for n in (3, 13, 21, 24, 448)] == [(4,), (16,), (16, 8), (16, 8), (256, 128, 64)]

@@ -9,8 +9,10 @@ import torch
 import triton.language as tl
 from oracle import assert_equal, needs_backend, ramp, sweep, triton
 
+from torchroller.triton_cpu import ttir
 from torchroller.triton_cpu.blocking import micro_kernels, register_block
 from torchroller.triton_cpu.cpu import missing_on_host, select_cpu
+from torchroller.triton_cpu.lowering.live import row_masks
 
 pytestmark = needs_backend
 
@@ -457,3 +459,38 @@ def test_the_search_counts_with_the_register_blocks_that_are_emitted(cpu: str) -
         lanes = min(chosen.vector_bits // 32, n)
         rows, vectors = register_block(blocks, m, n, lanes)
         assert f"dot_fma_float_{rows}x{vectors}x{lanes}_" in text, (m, n)
+
+
+@triton.jit
+def last_rows(a, b, o, seen, n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr,
+              ALL: tl.constexpr):  # fmt: skip
+    i = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
+    j, acc = tl.arange(0, N)[None, :], tl.zeros((M, N), tl.float32)
+    for step in range(STEPS):
+        k = step * K + tl.arange(0, K)
+        x = tl.load(a + i * (STEPS * K) + k[None, :], mask=i < n, other=0)
+        acc = tl.dot(x, tl.load(b + k[:, None] * N + j), acc, input_precision="ieee")
+    tl.store(o + i * N + j, acc * 2, mask=i < n)
+    if ALL:
+        tl.store(seen + i * N + j, acc)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("rows", [1, 49, 64, 98, 127])
+def test_rows_behind_the_last_are_neither_stored_nor_missing(rows: int, cpu: str) -> None:
+    a, b = ramp(rows, 48, dtype=torch.float32, seed=1), ramp(48, 32, dtype=torch.float32, seed=2)
+    out = torch.full((128, 32), 7.0)
+    last_rows[(2,)](a, b, out, out, rows, M=64, N=32, K=16, STEPS=3, ALL=False, arch=cpu)
+    assert (out[:rows].double() - 2 * (a.double() @ b.double())).abs().max() < 1e-4
+    assert (out[rows:] == 7).all()
+
+
+def test_rows_that_any_store_lets_through_are_computed() -> None:
+    """0 x inf is NaN in the masked rows of A, and a second store shows them."""
+    a, b = torch.ones(49, 48), torch.full((48, 32), float("inf"))
+    out, seen = torch.full((64, 32), 7.0), torch.zeros(64, 32)
+    whole = last_rows[(1,)](a, b, out, seen, 49, M=64, N=32, K=16, STEPS=3, ALL=True)
+    cut = last_rows[(1,)](a, b, torch.empty(64, 32), seen, 49, M=64, N=32, K=16, STEPS=3, ALL=False)
+    assert seen[49:].isnan().all() and (seen[:49] == float("inf")).all() and (out[49:] == 7).all()
+    found = [[len(row_masks(f.body)) for f in ttir.read(kernel.asm["ttir"])] for kernel in (whole, cut)]
+    assert found == [[0], [1]]

@@ -10,14 +10,17 @@ the register block as in `contraction`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..expr import Access, Axis, TensorExpr
 from ..implicit import CHANNELS, COLUMNS, ROWS, Sides, sides
+from ..tile import rest_widths
 from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
 from .contraction import HALF
 from .contraction import packable as packable_matrix
 
+_WRITTEN_OUT = 4  # steps over the channels of one tap that need no loop of their own
 SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
 
 
@@ -196,10 +199,23 @@ class _Convolution:
         )
 
     def main_loop(self) -> None:
+        """Walks taps and channels; on a CPU channels that fill no whole step are walked in shorter steps."""
+        self.body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.float32)")
+        whole, rest = divmod(self.sides.depth, self.bk)
+        short = rest_widths(rest) if rest and self.tiling.narrow else ()
+        if not short or sum(short) >= self.bk:
+            self.walk(-(-self.sides.depth // self.bk), [(0, self.bk)])
+        elif whole + len(short) <= _WRITTEN_OUT:
+            self.walk(1, [(n * self.bk, self.bk) for n in range(whole)] + short_after(whole * self.bk, short))
+        else:
+            self.walk(whole, [(0, self.bk)])
+            self.walk(1, short_after(whole * self.bk, short))
+        self.body.have = {self.number: "acc"}
+
+    def walk(self, steps: int, chunks: list[tuple[int, int]]) -> None:
+        """Adds to the accumulator, for every tap, `steps` times runs of channels: (start, length) each."""
         body, taps = self.body, self.sides.taps
-        depth, steps = self.sides.depth, -(-self.sides.depth // self.bk)
         total = steps * math.prod(a.extent for a in taps)
-        body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.float32)")
         if total > 1:
             body.line(f"for step in range(0, {total}):")
             body.indent += 1
@@ -215,17 +231,21 @@ class _Convolution:
             body.line(f"{a.name} = {text}")
             body.position[a.name] = a.name
             inner *= a.extent
-        chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if taps else 'step'} * {self.bk} + "
-        body.line(f"k = {chunk}tl.arange(0, {self.bk})")
-        masked = depth % self.bk != 0
-        a_text = self.operand(0, "k[None, :]", masked)
-        b_text = self.packed_tile(masked) if self.pack else self.operand(1, "k[:, None]", masked)
-        body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="ieee")')
+        for start, length in chunks:
+            chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if taps else 'step'} * {length} + "
+            body.line(f"k = {chunk}{f'{start} + ' if start else ''}tl.arange(0, {length})")
+            masked = start + steps * length > self.sides.depth
+            a_text = self.operand(0, "k[None, :]", length, masked)
+            b_text = (
+                self.packed_tile(length, masked)
+                if self.pack
+                else self.operand(1, "k[:, None]", length, masked)
+            )
+            body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="ieee")')
         if total > 1:
             body.indent -= 1
-        body.have = {self.number: "acc"}
 
-    def operand(self, which: int, k: str, masked: bool) -> str:
+    def operand(self, which: int, k: str, length: int, masked: bool) -> str:
         body, arg = self.body, self.dot.args[which]
         saved, masks = dict(body.position), dict(body.masks)
         body.have = {}
@@ -243,15 +263,15 @@ class _Convolution:
                 text = f"tl.where({k} < {self.sides.depth}, {text}, 0.0)"
             if value.dtype in HALF:
                 text = f"({text}).to(tl.{value.dtype})"
-        name, shape = ("a", (self.bm, self.bk)) if which == 0 else ("b", (self.bk, self.bn))
+        name, shape = ("a", (self.bm, length)) if which == 0 else ("b", (length, self.bn))
         if ("m", "n")[which] in self.lone:
             text = f"tl.broadcast_to({text}, {shape})"
         body.line(f"{name} = {text}")
         body.position, body.masks, body.flattened = saved, masks, body.flattened[:2]
         return name
 
-    def packed_tile(self, masked: bool) -> str:
-        """This program's filters, next BLOCK_K channels, of the packed weight."""
+    def packed_tile(self, length: int, masked: bool) -> str:
+        """This program's filters, next `length` channels, of the packed weight."""
         depth, tile = self.sides.depth, "0"
         for key, count in (*((a.name, a.extent) for a in self.sides.groups), ("columns", self.tiles_n)):
             here = self.program[key]
@@ -269,7 +289,7 @@ class _Convolution:
                   f"tl.arange(0, {wide})[None, None, :]"]  # fmt: skip
         mask = f", mask=k[:, None, None] < {depth}, other=0" if masked else ""
         text = f"tl.load({layout.tensor} + ({' + '.join(parts)}){mask})"
-        self.body.line(f"b = tl.reshape({text}, ({self.bk}, {self.bn}))")
+        self.body.line(f"b = tl.reshape({text}, ({length}, {self.bn}))")
         return "b"
 
     def pack_layout(self) -> Pack:
@@ -305,3 +325,8 @@ class _Convolution:
 
 def _scaled(text: str, factor: int) -> str:
     return text if factor == 1 else f"{text} * {factor}"
+
+
+def short_after(start: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, length) of runs that follow each other."""
+    return [(start + sum(lengths[:n]), length) for n, length in enumerate(lengths)]

@@ -17,6 +17,7 @@ from torchroller.triton_cpu.lowering import (  # noqa: F401  (fill the table)
     structure,
 )  # fmt: skip
 from torchroller.triton_cpu.lowering.function import Lowering, LowerOptions, count_uses, parameters
+from torchroller.triton_cpu.lowering.live import row_masks
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def lower(text: str, options: LowerOptions) -> LoweredModule:
     fn = kernels[0]
     low = Lowering(options)
     low.use_counts = count_uses(fn.body)
+    low.row_masks = row_masks(fn.body)
     params = parameters(fn)
     for value, (_, name) in zip(fn.args, params):
         low.set_scalar(value, name)

@@ -21,6 +21,7 @@ from torchroller.triton_cpu.lowering.control import _reads
 from torchroller.triton_cpu.lowering.elementwise import convert
 from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.function import Lowering, handles
+from torchroller.triton_cpu.lowering.live import live_rows
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.transpose import transpose_block
 from torchroller.triton_cpu.lowering.values import (
@@ -111,7 +112,9 @@ def dot(low: Lowering, op: Op) -> None:
     if len(a.shape) == 3:
         batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z))
     else:
-        versions(ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer), apart=True)
+        versions(
+            ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer, op), apart=True
+        )
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))
 
@@ -160,7 +163,7 @@ def _single_use(low: Lowering, v: Value) -> bool:
     return low.use_counts.get(v, 0) == 1
 
 
-def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> None:
+def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op: Op | None = None) -> None:
     ev, code = low.ev, low.code
     m, k = a.shape
     n = b.shape[1]
@@ -181,7 +184,8 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
         if p.kind == "vnni":
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
-    strips = m // rows
+    live = m if op is None else live_rows(low, op, rows)
+    strips = (live if isinstance(live, int) else m) // rows
     a_row, a_step, b_step = (n if isinstance(n, int) else None for n in (left.row, left.step, b_row))
     next_rows = left.elsewhere and strips > 1 and mk.spare_loads(shape)
     layout = mk.Layout(a_row, a_step, b_step, next_rows=next_rows)
@@ -218,10 +222,18 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer) -> 
         if compensation is not None:
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
         first = asking * rows if ahead else 0
+        if isinstance(live, str):
+            if first:
+                code.declare("smin", "declare i64 @llvm.smin.i64(i64, i64)")
+                end = code.let(f"call i64 @llvm.smin.i64(i64 {live}, i64 {first})")
+                code.dynamic_loop(0, end, rows, "i64", lambda r: block(index, r, step_bytes // asking))
+            if first < m:
+                code.dynamic_loop(first, live, rows, "i64", lambda r: block(index, r, 0))
+            return
         if first:
             code.loop(first, lambda r: block(index, r, step_bytes // asking), step=rows)
-        if first < m:
-            code.loop(m - first, lambda r: block(index, code.add(r, first), 0), step=rows)
+        if first < live:
+            code.loop(live - first, lambda r: block(index, code.add(r, first), 0), step=rows)
 
     code.loop(n, column, step=panels)
 

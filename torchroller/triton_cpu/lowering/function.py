@@ -90,6 +90,7 @@ class Lowering:
         self.borrowed: list[list[Tensor]] = []  # per open region: tensors given a buffer inside it
         self.carried: dict[str, tuple[Value, Buffer]] = {}  # buffers of loop-carried tensors, by pointer
         self.use_counts: Counter[Value] = Counter()
+        self.row_masks: dict[Op, Value] = {}  # of products that are stored under a mask of rows
         self.arguments: frozenset[Value] = frozenset()  # the kernel's own
 
     # ---- values ----------------------------------------------------------------------------------------------

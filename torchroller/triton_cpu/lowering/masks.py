@@ -105,11 +105,11 @@ def remainder_rule(ev: Evaluator, t: Elementwise, fast: bool) -> Linear | None:
     )
     fits = code.compare("slt", code.add(base, reach), divisor)
     positive = code.compare("sge", a.base, 0)
-    inside = code.compare("sle", code.add(a.base, reach), _largest(t.elem))
+    inside = code.compare("sle", code.add(a.base, reach), largest(t.elem))
     return Linear(None, base, a.strides, (), (*a.guards, *b.guards, fits, positive, inside))
 
 
-def _largest(elem: str) -> int:
+def largest(elem: str) -> int:
     """The largest value of a signed integer type."""
     return (1 << (63 if elem == "index" else int(elem[1:]) - 1)) - 1
 
@@ -156,7 +156,7 @@ def _comparison(ev: Evaluator, mask: Elementwise) -> tuple[str, ...] | None:
     a, b = (x.linear(ev, False) for x in mask.args)
     if a.terms or b.terms or a.pointer is not None or b.pointer is not None:
         return None
-    code, most = ev.code, _largest(mask.args[0].elem)
+    code, most = ev.code, largest(mask.args[0].elem)
     unsigned = predicate in ("ult", "ule")  # unsigned: additionally nothing on the left may be negative
     guards = _signed(ev, "s" + predicate[1:] if unsigned else predicate, a, b, mask.shape)
     if guards is None:
@@ -201,7 +201,7 @@ def prefix_length(ev: Evaluator, mask: Elementwise, dim: int) -> tuple[Operand, 
     steps = tuple(1 if d == dim else 0 for d in range(len(mask.shape)))
     if not limit.uniform or moving.strides != steps or not isinstance(moving.base, int):
         return None
-    code, most = ev.code, _largest(mask.args[0].elem)
+    code, most = ev.code, largest(mask.args[0].elem)
     unsigned = predicate in ("ult", "ule")
     if predicate not in ("slt", "sle", "ult", "ule") or moving.base + mask.shape[dim] - 1 > most:
         return None
