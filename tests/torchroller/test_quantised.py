@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from roller_helpers import judge, last_plan
-from test_offline import DEVICES, fits
+from test_offline import SOME_DEVICES, fits
 
 
 def weights(k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def test_dynamic_quantisation():
     assert len(plan.launches) == 2 and not plan.externs
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", SOME_DEVICES)
 def test_quantised_kernels_fit_gpus(device):
     found: dict = {}
     for fn, x in ((Dynamic(), torch.randn(33, 64)), (WEIGHT_ONLY["linear"], torch.randn(33, 64).bfloat16())):

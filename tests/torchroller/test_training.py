@@ -107,7 +107,7 @@ def test_autocast():
     follow(Net(dropout=0.0), (IDS,), autocast=True, rtol=2e-2)
 
 
-@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("foreach", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_compiled_optimizer_step(foreach):
     follow(Net(), (IDS,), steps=5, foreach=foreach, compile_step=True)
 

@@ -114,7 +114,7 @@ def test_code_stays_while_its_function_lives() -> None:
     )
     for _ in range(20):
         jit.link("other", object_code, "axpy")
-        gc.collect()
+    gc.collect()
     x, y = np.ones(8, np.float32), np.ones(8, np.float32)
     run(8, x.ctypes.data, y.ctypes.data)
     assert (y == 4).all()
