@@ -77,7 +77,7 @@ class Contractions(Joining):
         if base in self.inline and base not in self.home:
             cost, tensors = self.inline[base]
             if cost > 1 or len(tensors) != 1 or base.kind == "gather":
-                return self.stored_copy(value)
+                return self.shared_copy(value)
         return value
 
     def enter_dot(self, group: Group, node: Node, index: Index) -> bool:

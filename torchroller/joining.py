@@ -40,6 +40,7 @@ class Joining:
         self.groups: list[Group] = []
         self.home: dict[Node, Group] = {}
         self.inline: dict[Node, tuple[int, frozenset[Node]]] = {}  # cost, tensors loaded
+        self.copies: dict[tuple[Node, tuple[Any, ...]], Node] = {}  # by what they are copies of
         self.users: dict[Node, int] = {}
         self.forced: set[Node] = set()
         self.needed: set[Node] = set()
@@ -104,6 +105,19 @@ class Joining:
         self.users[copy] = 1
         self.pointwise(copy)
         return copy
+
+    def shared_copy(self, value: Node) -> Node:
+        """The stored copy of a value that nobody writes to: one for all who read it through the same views."""
+        views, base = [], value
+        while base.kind == "view":
+            views.append((base.view, base.shape))
+            base = base.args[0]
+        key = (base, tuple(views))
+        if key in self.copies:
+            self.users[self.copies[key]] += 1
+        else:
+            self.copies[key] = self.stored_copy(value)
+        return self.copies[key]
 
     def new_group(self, kind: str, shape: tuple[int, ...]) -> tuple[Group, Index]:
         group = Group(len(self.groups), kind, {})

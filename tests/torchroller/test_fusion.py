@@ -139,3 +139,17 @@ def test_views_that_walk_backwards_over_merged_dimensions(view):
     with torch.no_grad():
         assert torch.equal(compiled(lambda x: view(x) + 1)(x), view(x) + 1)
     assert not last_plan().externs
+
+
+def test_a_value_that_several_products_read_is_stored_once():
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(40, 7), torch.nn.Linear(40, 9)
+
+    def fn(x):
+        hidden = torch.tanh(x) * 2 + 1
+        return first(hidden), second(hidden.view(5, 40))
+
+    with torch.no_grad():
+        for got, want in zip(compiled(fn)(x := torch.randn(5, 40)), fn(x)):
+            assert torch.allclose(got, want, atol=1e-5)
+    assert len(last_plan().launches) == 3
