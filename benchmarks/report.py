@@ -45,7 +45,7 @@ def read(folder: Path) -> list[tuple[str, dict]]:
                 f"{path} is no file of figures of bench.py: {type(error).__name__}: {error}"
             ) from error
         found.append((path.stem, data))
-    return sorted(found, key=lambda item: item[1]["machine"]["when"], reverse=True)
+    return sorted(found, key=lambda item: (item[1]["machine"]["when"], item[0]), reverse=True)
 
 
 def by_group(results: list[dict]) -> dict[str, list[dict]]:
