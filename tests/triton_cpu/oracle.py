@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -120,3 +121,34 @@ def assert_equal(got: torch.Tensor, want: torch.Tensor, what: str = "") -> None:
     if wrong.any():
         at = tuple(wrong.nonzero()[0].tolist())
         pytest.fail(f"{what}: {int(wrong.sum())} differ, first at {at}: {got[at]} instead of {want[at]}")
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 0.5, -2.5, 1e-8, 65504.0, 3.4e38, 1e-40, 6e-8]
+
+
+def flushed(t: torch.Tensor) -> torch.Tensor:
+    """Subnormal bfloat16 numbers count as zero: AVX512-BF16 conversions take them for that."""
+    return torch.where(t.abs() < torch.finfo(t.dtype).tiny, 0, t) if t.dtype is torch.bfloat16 else t
+
+
+def floats(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    t = ramp(count, dtype=torch.float64, seed=seed) * 4
+    special = len(SPECIAL)
+    for k in range(min(count, special**2)):
+        t[k] = SPECIAL[k % special if seed else k // special]
+    return t.to(dtype)
+
+
+def many(folder: Path, expressions: list[str], out: str = "o", inputs: str = "ab") -> Any:
+    """One kernel that stores each expression of its inputs to a row of the output."""
+    lines = [f"    tl.store(o + {k} * N + i, {e})" for k, e in enumerate(expressions)]
+    loads = [f"    {n} = tl.load(p{n} + i)" for n in inputs]
+    arguments = "".join(f"p{n}, " for n in inputs)
+    text = [
+        f"@triton.jit\ndef kernel({arguments}o, N: tl.constexpr):",
+        "    i = tl.arange(0, N)",
+        *loads,
+        *lines,
+    ]
+    return module_of(folder, "\n".join(text)).kernel
