@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from resin.detect.files import read_trace  # noqa: E402
 from resin.model import Entity, Finding, Series  # noqa: E402
 from resin.simulate import CASES, inject_ramp, labelled_series  # noqa: E402
 from resin.simulate.families import LEAKING, families  # noqa: E402
+from resin.simulate.run import Result, run_case  # noqa: E402
 from resin.simulate.series import noise_slope  # noqa: E402
 
 SLOPES_PER_HOUR = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the container's limit
@@ -194,17 +196,19 @@ def on_families(per_family: int, seed: int) -> dict[str, Any]:
 
 def on_corpus(seconds: float, parallel: int) -> dict[str, Any]:
     """The programs, for real. Those that move counters of the whole machine run alone at the end."""
-    from resin.simulate.run import run_case
-
     cases = [c for c in CASES if c.available]
     with ThreadPoolExecutor(parallel) as pool:
         results = list(pool.map(lambda c: run_case(c, seconds=seconds), [c for c in cases if not c.alone]))
     results += [run_case(c, seconds=seconds) for c in cases if c.alone]
+    return corpus_figures(results, seconds)
+
+
+def corpus_figures(results: Sequence[Result], seconds: float) -> dict[str, Any]:
+    """Shares over the programs that ran. A culprit line is asked of each that leaks, found or not."""
     leaking = [r for r in results if r.case.leaks]
     found = [r for r in leaking if r.flagged]
     false = [r for r in results if not r.case.leaks and r.flagged]
-    lines = [r for r in leaking if r.case.python_line]
-    named = [r for r in lines if r.line_rank is not None and r.line_rank <= 3]
+    named = [r for r in leaking if r.line_rank is not None and r.line_rank <= 3]
     return {
         "programs": len(results),
         "left_out": [c.name for c in CASES if not c.available],
@@ -213,7 +217,7 @@ def on_corpus(seconds: float, parallel: int) -> dict[str, Any]:
         "recall": _share(len(found), len(leaking)),
         "verdict_right": _share(sum(r.right_verdict for r in results), len(results)),
         "class_right": _share(sum(r.right_class for r in results), len(results)),
-        "line_in_top_three": _share(len(named), len(lines)),
+        "line_in_top_three": _share(len(named), len(leaking)),
         "largest_pause_ms": max((r.pause_ms for r in results if r.pause_ms is not None), default=None),
         "results": [
             {

@@ -1,4 +1,7 @@
-"""The corpus: small programs, each with what detection and diagnosis should say of it."""
+"""The corpus: small programs, each with what detection and diagnosis should say of it.
+
+The lines to blame for a leak carry the mark `# culprit` in the program: every program that leaks has some.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ class Case:
     verdicts: tuple[str, ...]  # any of these is right
     classes: tuple[str, ...]  # growth classes that are right; empty where none is worth telling
     metric: str = "memory"  # what grows: memory, fds, threads, dev_shm_bytes
-    python_line: bool = False  # Python code is to blame: its lines carry `# culprit`
     needs: str | None = None  # import name of an optional package
     source: str = ""  # report that it is modelled on
     alone: bool = False  # moves a counter of the whole machine
@@ -32,8 +34,8 @@ class Case:
         return self.needs is None or find_spec(self.needs) is not None
 
 
-def _leak(name: str, *classes: str, line: bool = True, **more) -> Case:  # noqa: ANN003
-    return Case(name, True, ("leak",), classes or ("steady",), python_line=line, **more)
+def _leak(name: str, *classes: str, **more) -> Case:  # noqa: ANN003
+    return Case(name, True, ("leak",), classes or ("steady",), **more)
 
 
 def _fine(name: str, *classes: str, verdicts: tuple[str, ...] = ("bounded",), **more) -> Case:  # noqa: ANN003
@@ -59,7 +61,6 @@ CASES: tuple[Case, ...] = (
         "helper_processes",
         "steady",
         "stair",
-        line=False,
         metric="children",
         source="olmoearth_pretrain PR #563",
     ),

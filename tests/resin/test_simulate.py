@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from resin.cli import main
 from resin.simulate import CASES, culprit_lines, inject_ramp, labelled_series
 from resin.simulate.corpus import PROGRAMS, by_name
+from resin.simulate.run import Result
 from resin.simulate.series import noise_slope
 
 
@@ -74,6 +77,34 @@ def test_list_and_unknown_names(capsys):
     assert main(["simulate", "judge", "none"]) == 2
 
 
+def bench():
+    path = Path(__file__).parents[2] / "benchmarks" / "resin_bench.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_resin_bench", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_culprit_figure_counts_every_leak_of_its_table():
+    """Also leaks whose processes others own, leaks of C code, and leaks that were not found."""
+    said = {
+        "list_growth": ("leak", 1),
+        "helper_processes": ("leak", 3),
+        "native_malloc": ("leak", None),
+        "leaking_child": ("leak", 4),
+        "method_cache": ("bounded", None),
+        "flat_trainer": ("bounded", None),
+    }
+    results = [
+        Result(by_name(name), verdict, "steady", None, rank, None, 60.0, (), ())
+        for name, (verdict, rank) in said.items()
+    ]
+    figures = bench().corpus_figures(results, 60.0)
+    assert figures["line_in_top_three"] == 2 / 5
+    assert figures["recall"] == 4 / 5
+    assert [row["line_rank"] for row in figures["results"]] == [rank for _, rank in said.values()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["list_growth", "fragmentation", "lru_plateau", "flat_trainer"])
 def test_programs_under_resin(name):
@@ -81,6 +112,6 @@ def test_programs_under_resin(name):
 
     result = run_case(by_name(name), seconds=40.0)
     assert result.right_verdict, result
-    if result.case.python_line:
+    if result.case.leaks:
         assert result.line_rank is not None
         assert result.line_rank <= 3
