@@ -21,6 +21,7 @@ from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, rate_text
 from torchroller.tile import ceil_div, padded
 from torchroller.traffic import (
+    CACHE_SHARE,
     FEW_ROWS,
     Tiled,
     cache_bytes,
@@ -46,6 +47,9 @@ _TESTED = 4.0  # vector instructions of a load that may leave its tensor: compar
 # Of the time of a window, for each loop around a row of positions: what the row's loop has hoisted is computed again.
 # Measured on Zen 4 on windows of 3 x 3 to 7 x 7: two rows take 3 to 30 % longer than twice one, two images as well.
 _AROUND = 0.1
+# Vector instructions of spreading a factor, or a test, of one tap for all rows of a program. Measured on Zen 4 on
+# windows of 3 x 3 to 7 x 7: 18 cycles a tap, of which a row then takes one.
+_PREPARED = 16.0
 # Vector instructions of what lies across the vectors: turned by shuffles in whole blocks, picked lane by lane else.
 _TURN, _PICKED = 5.0, 2.0
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
@@ -187,14 +191,24 @@ def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
     peak = space.peak(device)
     # A peak counts a multiply-add as two operations; other instructions are one.
     instructions = (space.vector_ops * t.inner + space.row_ops) * t.block
+    if device.is_cpu and not space.has_dot:
+        instructions *= _live_vectors(t)
     seconds = instructions / (peak.vector_flops / device.units / 2)
     warps = resident * launch.num_warps
     if device.is_cpu and not space.has_dot:
         across = (_TURN if turned(t) else _PICKED * device.lanes(4)) if space.crossing else 0.0
         tests = space.bounded_loads * _tested(t) if space.borders else 0.0
-        moves = (space.vector_moves * t.inner + space.row_moves + across + tests) * t.block
+        vector_moves = space.vector_moves
+        if space.shared_axes is not None:
+            shared = math.prod(t.e[i] for i in space.shared_axes)
+            tests = _PREPARED * space.bounded_loads * _ends(t) / shared
+            vector_moves += space.factor_loads * (_PREPARED / shared - 1.0)
+        moves = (vector_moves * t.inner + space.row_moves + across + tests) * t.block * _live_vectors(t)
         seconds += moves / (peak.vector_flops / device.units / 2)
-        if space.borders:
+        near = CACHE_SHARE * device.private_levels[-1].capacity_bytes
+        if space.shared_axes is not None and t.footprint > near:
+            seconds *= 1.0 + _AROUND
+        if space.borders and space.shared_axes is None:
             seconds *= 1.0 + _AROUND * sum(t.e[i] > 1 for i in space.spatial if i not in space.inner)
     if not space.has_dot:
         return seconds if device.is_cpu else seconds / min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
@@ -202,6 +216,31 @@ def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
     rate *= _cpu_efficiency(t) if device.is_cpu else _gpu_efficiency(t, device, space, launch, warps)
     computed = t.block * t.inner * (live_rows(t) if device.is_cpu else 1.0)
     return seconds + 2.0 * computed / rate
+
+
+def _live_vectors(t: Tiled) -> float:
+    """Share of the vectors of a tile that a CPU computes: none behind the end of a row that is whole in the tile, and
+    no row of a window's positions that is not stored.
+    """
+    space, axis, share = t.space, t.space.vector, 1.0
+    if axis is not None and t.e[axis] >= space.extents[axis]:
+        share = padded(space.extents[axis], min(t.e[axis], t.device.lanes(4))) / t.e[axis]
+    for i in space.shared_axes or ():
+        share *= space.extents[i] / padded(space.extents[i], t.e[i])
+    return share
+
+
+def _ends(t: Tiled) -> float:
+    """How often the rows of a program, with vectors along the positions of a window, test for the ends of their axis.
+
+    A row of one vector does it once for all rows. A whole row knows its ends; they only are in each of two vectors.
+    """
+    axis = t.space.vector
+    assert axis is not None and t.space.shared_axes is not None
+    vectors = ceil_div(min(t.e[axis], t.space.extents[axis]), t.device.lanes(4))
+    if vectors > 2 and t.e[axis] >= t.space.extents[axis]:
+        return 0.0
+    return 1.0 if vectors == 1 else float(math.prod(t.e[i] for i in t.space.shared_axes))
 
 
 def _tested(t: Tiled) -> float:

@@ -266,7 +266,7 @@ class _Reader:
                 return fused
         used: Any = frozenset(u.args[1] for u in node.users if u.target is operator.getitem)
         operands = tuple(n.meta.get("val") for n in node.all_input_nodes)
-        value = lowering(Context(self.b, meta, used, self.called(node), operands), *args, **kwargs)
+        value = lowering(Context(self.b, meta, used, self.called(node), operands, node), *args, **kwargs)
         return self.conforming(packet, value, meta)
 
     def admissible(self, meta: Any, args: Any, kwargs: Any) -> None:

@@ -36,7 +36,7 @@ from torchroller.traffic import Tiled, pairs, register_block, row_group, wave_ti
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones
 _WINDOW = 4  # loads of one tensor at different places from which on a program is narrow along its vectors
-_WINDOW_VECTORS, _WINDOW_ROWS = 2, 8
+_WINDOW_VECTORS, _WINDOW_ROWS, _WINDOW_IMAGES = 2, 8, 4
 _WINDOW_ROW_VECTORS = 8  # vectors of a row of positions that one program may have whole
 _FRONT = 3  # best tiles that scale-out and refinement start from
 _EPSILON_START, _EPSILON_STEP = 0.1, 0.2
@@ -178,9 +178,10 @@ class _Search:
         if device.is_cpu and space.taps >= _WINDOW and not space.has_dot:
             # The factors of the taps stay in registers while the program walks the positions; and most programs
             # are away from the border, where no tap needs a test, or know where it is: they have a whole row.
+            # Images lie far apart: their rows take turns in one set of a cache.
             lanes = device.lanes(space.itemsize)
             self.limits = tuple(
-                min(n, _WINDOW_ROWS)
+                min(n, self._window_rows(i))
                 if i not in space.inner
                 else min(n, _WINDOW_VECTORS * lanes)
                 if n > _WINDOW_ROW_VECTORS * lanes or i not in space.borders
@@ -193,6 +194,14 @@ class _Search:
         self.found: dict[Extents, _Candidate] = {}
         self.rejected: dict[Extents, str] = {}
         self._tiles: dict[Extents, Tiled] = {}
+
+    def _window_rows(self, axis: int) -> int:
+        """Rows of a window's positions along an axis that one program may have; of other images few, in one loop."""
+        shared = self.space.shared_axes
+        if shared is None or axis in self.space.borders:
+            return _WINDOW_ROWS
+        apart = shared - self.space.borders.keys()
+        return _WINDOW_IMAGES if axis == min(apart, default=-1) else 1
 
     def _smallest(self) -> Extents:
         """The smallest aligned tile: matrix instruction or register block, vector, transaction, warp."""
@@ -230,15 +239,19 @@ class _Search:
         return sorted(axes, key=lambda i: self.space.extents[i])
 
     def _next(self, e: Extents, axis: int) -> Extents | None:
-        """The next aligned tile along an axis: the next power of two that pads a spatial axis tolerably."""
+        """The next aligned tile along an axis: the next power of two that pads a spatial axis tolerably.
+
+        Rows of a CPU's product may pad at will: it computes none behind the last register block (`live_rows`).
+        """
         space, extent, limit = self.space, e[axis], self.limits[axis]
         if space.is_reduce[axis] and space.has_dot:
             limit = min(limit, _MAX_REDUCE_STEP[self.device.is_cpu])
         allowed = space.extents[axis] * (1 + self.epsilon)
+        skipped = space.is_reduce[axis] or (self.device.is_cpu and space.has_dot and axis in space.m_axes)
         while extent < limit:
             extent *= 2
             whole = axis in space.borders and extent >= space.extents[axis]  # both ends in one program
-            if space.is_reduce[axis] or whole or padded(space.extents[axis], extent) <= allowed:
+            if skipped or whole or padded(space.extents[axis], extent) <= allowed:
                 return (*e[:axis], extent, *e[axis + 1 :])
             self.blocked = True
         return None

@@ -185,12 +185,16 @@ class Space:
         self.n_axes = tuple(i for i in self.spatial if i in b_axes - a_axes)
         self.itemsize = max((o.itemsize for o in self.operands), default=4)
         self.inner = frozenset(axis for o in self.operands for axis in o.contiguous)
+        self.vector = self._vector_axis()
         self.crossing, self.reduces_columns = self._directions()
         self.live_values = 1 + max(1, sum(1 for o in self.operands if o.axes and not o.write))
         self.vector_ops, self.row_ops = self._instructions()
         self.vector_moves, self.row_moves = self._moves()
         self.bounded_loads = sum(a.bounded for a in expr.loads)
         self.borders = self._borders()
+        self.shared_axes = self._shared_axes()
+        image = {a.tensor for a in expr.loads if a.bounded}
+        self.factor_loads = _LOAD * sum(a.tensor not in image for a in expr.loads)
         self._compute_dtype = self._find_compute_dtype()
         self._peaks: dict[str, Peak] = {}
 
@@ -369,18 +373,19 @@ class Space:
                 }
         return sorted(axes)
 
-    def _directions(self) -> tuple[frozenset[Operand], bool]:
-        """Operands that are not contiguous along the vectors of the kernel; whether it sums across vectors.
-
-        Vectors run along the axis on which most bytes of the operands are contiguous.
-        """
+    def _vector_axis(self) -> int | None:
+        """The axis on which most bytes of the operands are contiguous: vectors run along it."""
         weight: dict[int, int] = {}
         for o, total in zip(self.operands, self.total_bytes):
             for axis in o.contiguous:
                 weight[axis] = weight.get(axis, 0) + total * (2 if o.write else 1)
-        if not weight:
+        return max(weight, key=lambda axis: (weight[axis], axis)) if weight else None
+
+    def _directions(self) -> tuple[frozenset[Operand], bool]:
+        """Operands that are not contiguous along the vectors of the kernel; whether it sums across vectors."""
+        vector = self.vector
+        if vector is None:
             return frozenset(), False
-        vector = max(weight, key=lambda axis: (weight[axis], axis))
         crossing = (o for o in self.operands if o.contiguous and vector in o.axes - o.contiguous)
         summed = bool(self.reduce) and not self.is_reduce[vector]
         return frozenset(crossing), summed
@@ -421,6 +426,16 @@ class Space:
                         max(high, ceil_div(last - size + 1, c)),
                     )
         return {axis: ends for axis, ends in found.items() if any(ends)}
+
+    def _shared_axes(self) -> frozenset[int] | None:
+        """Where vectors run along the positions of a window: the axes whose points share its factors and the tests of
+        its columns, which a program then computes once. None for any other kernel."""
+        slid = {axis for a in self.expr.loads if a.bounded for ix in a.index if len(ix.terms) == 1
+                for axis, _ in self._terms(ix)}  # fmt: skip
+        moved = {axis for o in self.operands if not o.write and not any(o.beyond) for axis in o.axes}
+        if self.taps < 2 or self.vector not in slid - moved:
+            return None
+        return frozenset(self.spatial) - moved - {self.vector}
 
     def _find_compute_dtype(self) -> str:
         for v in self.expr.dots:

@@ -33,7 +33,7 @@ _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in r
 _ROW_ACCUMULATORS = 8  # the same of a loop along rows: more of them are not written out (lowering/nests.py)
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
 _REFETCH = 15  # further times that a line is fetched when a transposing tile does not fit
-FEW_ROWS = 16  # tl.dot on a CPU reads B where it lies when so few rows would use the packed copy
+FEW_ROWS = 16  # of a product on a CPU that waits for B, not for its multiply-adds
 _BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one stream
 # Times that collecting rows of an image from their places costs more than reading them once: load, store, and finding
 # each row. Measured on Zen 4: 64 rows of 128 channels for 32 columns take a quarter of the product's time.
@@ -298,9 +298,13 @@ def _ramp(t: Tiled, operand: int, level: MemLevel) -> float:
 
 
 def late_bytes(t: Tiled) -> float:
-    """Bytes of results whose lines nothing fetched before they are stored."""
-    stored = (k for k, o in enumerate(t.space.operands) if o.write)  # a core waits for loads in any order
-    return sum(t.space.total_bytes[k] * _ramp(t, k, t.device.dram) for k in stored)
+    """Bytes whose lines nothing fetched before a core needs them: of results, and of the B of a product.
+
+    Other loads may wait while later ones and their arithmetic go on; the first rows of a product wait for all of B.
+    """
+    waits = t.space.has_dot and t.m > FEW_ROWS
+    late = (k for k, o in enumerate(t.space.operands) if o.write or (waits and o.side == "b"))
+    return sum(t.space.total_bytes[k] * _ramp(t, k, t.device.dram) for k in late)
 
 
 def _runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
@@ -402,7 +406,7 @@ def cache_bytes(t: Tiled) -> list[float]:
 
 def copied_bytes(t: Tiled) -> tuple[int, int]:
     """Bytes through L1 that bringing A, and B, into the order of the micro-kernel takes in one reduction step."""
-    in_place = t.m <= FEW_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
+    in_place = t.m <= blocking.IN_PLACE_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
     return _COLLECTED * t.a if t.space.copies_rows else 0, 0 if in_place else 3 * t.b
 
 

@@ -84,7 +84,8 @@ def test_masks(name):
 
 @pytest.mark.parametrize("own", [4, 2])
 @pytest.mark.parametrize("kw", [{}, {"is_causal": True}, {"attn_mask": torch.randn(2, 1, 19, 19)},
-                                {"attn_mask": torch.rand(19, 19) > 0.3}], ids=str)  # fmt: skip
+                                {"attn_mask": torch.rand(19, 19) > 0.3}],
+                         ids=["plain", "causal", "added mask", "bool mask"])  # fmt: skip
 def test_gradients(kw, own):
     inputs = [t.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for t in heads(19, 19, 24, own)]
 

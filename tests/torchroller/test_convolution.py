@@ -40,6 +40,7 @@ CONVOLUTIONS = {
     ),
     "padding wider than the image": (dict(in_channels=16, out_channels=8, kernel_size=3, padding=4), (1, 16, 2, 3)),
     "1x1": (dict(in_channels=32, out_channels=64, kernel_size=1), (2, 32, 7, 7)),
+    "1x1 over rows": (dict(in_channels=24, out_channels=42, kernel_size=1), (2, 24, 12, 21)),
     "1x1 stride 2": (dict(in_channels=32, out_channels=40, kernel_size=1, stride=2), (2, 32, 7, 9)),
     "1x1 padded": (dict(in_channels=16, out_channels=8, kernel_size=1, padding=1), (1, 16, 5, 5)),
     "stem": (dict(in_channels=3, out_channels=24, kernel_size=7, stride=2, padding=3, bias=False), (1, 3, 37, 41)),
@@ -55,6 +56,13 @@ CONVOLUTIONS = {
     "depthwise stride 2": (
         dict(in_channels=32, out_channels=32, kernel_size=5, stride=2, padding=2, groups=32),
         (1, 32, 14, 14),
+    ),
+    "depthwise stride 3": (
+        dict(in_channels=7, out_channels=7, kernel_size=(3, 4), stride=3, padding=1, groups=7), (2, 7, 14, 65),
+    ),
+    "depthwise, dilated": (
+        dict(in_channels=9, out_channels=9, kernel_size=3, dilation=(2, 3), padding=(1, 4), groups=9, bias=False),
+        (1, 9, 19, 40),
     ),
     "depthwise, two filters a channel": (
         dict(in_channels=16, out_channels=32, kernel_size=3, padding=2, dilation=2, groups=16),
@@ -154,6 +162,24 @@ def test_nothing_is_transposed_between_convolutions():
     assert len(copies) == 1, [str(x.expr) for x in copies]
 
 
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(16, 42, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 5, 2, 2, groups=16),
+    nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2),
+], ids=str)  # fmt: skip
+def test_a_layer_alone_works_along_the_rows_of_its_image(layer):
+    """Channels first at both ends of the graph: one kernel, whose innermost axis is that of the image's rows."""
+    plan = ours(nn.Sequential(layer, nn.ReLU()), image(2, 16, 32, 32), launches=1)
+    access = plan.launches[0].expr.writes[0].access
+    assert access.stride_of(plan.launches[0].expr.spatial[-1].name) == 1
+
+
+def test_a_layer_in_front_of_another_keeps_channels_last():
+    plan = ours(nn.Sequential(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 8, 3)), image(2, 16, 16, 16))
+    (product,) = (x.expr for x in plan.launches if x.expr.dots and len(x.expr.reduce) == 1)
+    (channels,) = (a for a in product.spatial if a.extent == 32)
+    assert product.writes[0].access.stride_of(channels.name) == 1
+
+
 def test_a_weight_that_changes_is_packed_again():
     module = nn.Conv2d(16, 16, 3)
     x = image(1, 16, 6, 6)
@@ -165,7 +191,9 @@ def test_a_weight_that_changes_is_packed_again():
 
 
 @pytest.mark.parametrize(
-    "x", [image(2, 17, 13, 12), image(1, 32, 12, 12).to(memory_format=LAST)], ids=["nchw", "nhwc"]
+    "x",
+    [image(2, 17, 13, 12), image(1, 3, 21, 30), image(1, 32, 12, 12).to(memory_format=LAST)],
+    ids=["nchw", "long rows", "nhwc"],
 )
 @pytest.mark.parametrize(
     "fn",

@@ -169,12 +169,18 @@ def test_register_blocks_follow_the_tile(zen5):
 
 
 def test_l1_traffic_of_one_tile_by_hand(zen5):
-    """64 x 64 x 64 in register blocks of 4 x 64: A once, B per 4 rows, accumulators in and out, B packed."""
+    """64 x 64 x 64 in register blocks of 4 x 64: A once, B per 4 rows, accumulators in and out."""
     t = Tiled(Space(matmul(64, 64, 64)), zen5, [64, 64, 64])
     a = b = acc = 4 * 64 * 64
     from_l2, from_l1 = cache_bytes(t)
-    assert from_l1 == a + b * 16 + 2 * acc + 3 * b + acc  # the last one is the result
+    assert from_l1 == a + b * 16 + 2 * acc + acc  # the last one is the result
     assert from_l2 == a + b + acc  # 48 KiB of tiles just fill L1, so accumulators do not spill
+
+
+def test_l1_traffic_of_a_taller_tile_packs_b(zen5):
+    t = Tiled(Space(matmul(128, 64, 64)), zen5, [128, 64, 64])
+    b, a = 4 * 64 * 64, 4 * 128 * 64
+    assert cache_bytes(t)[-1] == a + b * 32 + 2 * a + 3 * b + a  # accumulators and result are as large as A
 
 
 def test_dram_traffic_is_compulsory_when_the_cache_holds_the_reused_operand(zen5):

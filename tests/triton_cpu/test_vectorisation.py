@@ -96,9 +96,9 @@ def test_pointers_that_a_loop_advances_stay_linear() -> None:
 
 
 @triton.jit
-def strided(x, y, o, N: tl.constexpr):
+def strided(x, y, o, N: tl.constexpr, STEP: tl.constexpr):
     i = tl.arange(0, N)
-    tl.store(o + i, tl.load(x + 2 * i))
+    tl.store(o + i, tl.load(x + STEP * i))
 
 
 @triton.jit
@@ -107,11 +107,30 @@ def indirect(x, index, o, N: tl.constexpr):
     tl.store(o + i, tl.load(x + tl.load(index + i)))
 
 
-def test_what_is_not_contiguous_is_not_read_as_a_vector() -> None:
-    for kernel, signature in ((strided, POINTERS), (indirect, {"x": "*fp32", "index": "*i32", "o": "*fp32"})):
-        ir = compiled(kernel, signature, N=64)["llir"]
+def test_what_is_not_contiguous_is_gathered() -> None:
+    far = compiled(strided, POINTERS, N=64, STEP=5)["llir"]
+    for ir in (far, compiled(indirect, {"x": "*fp32", "index": "*i32", "o": "*fp32"}, N=64)["llir"]):
         assert "llvm.masked.gather.v16f32" in ir
         assert not re.search(r"= load <16 x float>, ptr", ir)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_what_lies_close_together_is_read_as_vectors(step: int) -> None:
+    ir = compiled(strided, POINTERS, N=64, STEP=step)["llir"]
+    assert "gather" not in ir
+    assert len(re.findall(r"= load <16 x float>, ptr", ir)) == 4 * step
+
+
+@triton.jit
+def some_rows(x, y, o, n, N: tl.constexpr, M: tl.constexpr):
+    i, j = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
+    tl.store(o + i * N + j, tl.load(x + j) + 1.0, mask=i < n)
+
+
+def test_rows_that_are_not_stored_are_skipped() -> None:
+    """A store of no lane to a page that may not be written to costs hundreds of cycles."""
+    ir = compiled(some_rows, {**POINTERS, "n": "i32"}, N=64, M=8)["llir"]
+    assert "store <16 x float>" in ir and "masked.store" not in ir
 
 
 @triton.jit

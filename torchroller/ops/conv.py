@@ -1,9 +1,9 @@
-"""Lowering rules of convolutions: channels last inside, whatever the layout of the arguments.
+"""Lowering rules of convolutions: channels last inside, whatever the layout of the arguments (images.py).
 
 A convolution reads x[n, *in, g, c] through a padded view and gives [n, *out, g, m]; its result is a permuted view, so
 that what follows keeps channels innermost. Windows of one tap without strides are matrix products; a filter per
-channel is a sum over taps, vectorised over the channels. A transposed convolution of stride s is s plain ones, one
-for each remainder of the output position, whose results are interleaved.
+channel is a sum over taps, vectorised over the channels, or over the positions where channels come first. A transposed
+convolution of stride s is s plain ones, one for each remainder of the output position, whose results are interleaved.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from typing import Any
 
 from ..errors import NotLowered
 from ..graph import Node
+from ..tile import padded
 from .contraction import DOT_TYPES
+from .images import Image, first, image_of, last, stays_planar
 from .registry import Context, rule
 
 MAX_TAPS = 64  # of a depthwise window: its taps are written out
+_COLUMNS = 32  # vectors that a product's tile is wide at least
+_FILLED = 0.8  # share of its columns that the positions of an image must fill to be the columns of a product
 
 
 @rule("aten.convolution", "aten._convolution")
@@ -29,32 +33,20 @@ def _convolution(cx: Context, x: Node, w: Node, bias: Node | None, stride: Seque
         raise NotLowered(f"a convolution of {x.dtype} and {w.dtype}")
     rank = len(x.shape) - 2
     stride, padding, dilation = (_each(v, rank) for v in (stride, padding, dilation))
-    image = last(cx, x)
     if transposed:
-        value = _transposed(cx, image, w, stride, padding, dilation, groups)
+        value = _transposed(cx, last(cx, x), w, stride, padding, dilation, groups)
     else:
         window = w.shape[2:]
-        channels = w.shape[1]
-        if channels == 1 and groups > 1 and math.prod(window) <= MAX_TAPS:
-            value = _depthwise(cx, image, w, stride, padding, dilation)
-        elif groups == 1 and set(window) == set(stride) == {1} and set(padding) == {0}:
-            value = _product(cx, image, w)
-        else:
-            border = [0, *padding, 0]
-            value = convolve(cx, image, border, border, last_filters(cx, w, groups), stride, dilation)
+        if w.shape[1] == 1 and groups > 1 and math.prod(window) <= MAX_TAPS:
+            return _depthwise(cx, x, w, bias, stride, padding, dilation)
+        if groups == 1 and set(window) == set(stride) == {1} and set(padding) == {0}:
+            return _product(cx, x, w, bias)
+        border = [0, *padding, 0]
+        filters = last_filters(cx, w, groups)
+        value = convolve(cx, last(cx, x), border, border, filters, stride, dilation)
     if bias is not None:
         value = cx.b.call("add", "float32", value, cx.b.cast(bias, "float32"))
     return first(cx, cx.b.cast(value, cx.dtype))
-
-
-def last(cx: Context, x: Node) -> Node:
-    """[n, c, *in] as [n, *in, c]."""
-    return cx.b.permute(x, (0, *range(2, len(x.shape)), 1))
-
-
-def first(cx: Context, x: Node) -> Node:
-    """[n, *in, c] as [n, c, *in]."""
-    return cx.b.permute(x, (0, len(x.shape) - 1, *range(1, len(x.shape) - 1)))
 
 
 def last_filters(cx: Context, w: Node, groups: int) -> Node:
@@ -76,51 +68,53 @@ def convolve(cx: Context, image: Node, low: Sequence[int], high: Sequence[int], 
     return b.reshape(out, (*out.shape[:-2], groups * columns))
 
 
-def _product(cx: Context, image: Node, w: Node) -> Node:
-    flat = cx.b.reshape(image, (math.prod(image.shape[:-1]), image.shape[-1]))
-    filters = cx.b.permute(cx.b.reshape(w, w.shape[:2]), (1, 0))
-    return cx.b.reshape(cx.b.dot(flat, filters, "float32"), (*image.shape[:-1], w.shape[0]))
+def _product(cx: Context, x: Node, w: Node, bias: Node | None) -> Node:
+    """A window of one tap: rows are positions and columns filters, or the other way round where channels come first."""
+    b, (n, c, *sizes) = cx.b, x.shape
+    positions, matrix = math.prod(sizes), b.reshape(w, w.shape[:2])
+    planar = positions >= _FILLED * padded(positions, _COLUMNS) and stays_planar(cx, x)
+    if planar:
+        filters = b.expand(b.reshape(matrix, (1, *matrix.shape)), (n, *matrix.shape))
+        value = b.dot(filters, b.reshape(x, (n, c, positions)), "float32")
+    else:
+        flat = b.reshape(last(cx, x), (n * positions, c))
+        value = b.dot(flat, b.permute(matrix, (1, 0)), "float32")
+    if bias is not None:
+        added = b.cast(bias, "float32")
+        value = b.call("add", "float32", value, b.reshape(added, (w.shape[0], 1)) if planar else added)
+    value = b.cast(value, cx.dtype)
+    return b.reshape(value, cx.shape) if planar else first(cx, b.reshape(value, (n, *sizes, w.shape[0])))
 
 
-def windows(cx: Context, image: Node, window: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-            out: Sequence[int]) -> list[tuple[tuple[int, ...], Node]]:  # fmt: skip
-    """Per tap of the window: its place, and what all positions of the output read there, [n, *out, c]."""
-    found = []
-    for tap in product(*(range(k) for k in window)):
-        value = image
-        for d, (t, s, dil, size) in enumerate(zip(tap, stride, dilation, out), 1):
-            value = cx.b.slice(value, d, t * dil, size, s)
-        found.append((tap, value))
-    return found
-
-
-def _depthwise(cx: Context, image: Node, w: Node, stride: Sequence[int], padding: Sequence[int],
+def _depthwise(cx: Context, x: Node, w: Node, bias: Node | None, stride: Sequence[int], padding: Sequence[int],
                dilation: Sequence[int]) -> Node:  # fmt: skip
-    b = cx.b
-    channels, window = image.shape[-1], w.shape[2:]
-    times = w.shape[0] // channels
-    rank = len(window)
-    border = [0, *padding, 0]
-    out = [(size + 2 * p - d * (k - 1) - 1) // s + 1
-           for size, p, d, k, s in zip(image.shape[1:], padding, dilation, window, stride)]  # fmt: skip
-    split = b.reshape(w, (channels, times, *window))
-    filters = b.settled(b.cast(b.permute(split, (*range(2, 2 + rank), 0, 1)), "float32"))
+    b, out = cx.b, cx.shape[2:]
+    window, rank = w.shape[2:], len(x.shape) - 2
+    times = w.shape[0] // x.shape[1]
+    image = image_of(cx, x) if times == 1 else Image(last(cx, x), False)
+    split = b.permute(b.reshape(w, (x.shape[1], times, *window)), (*range(2, 2 + rank), 0, 1))
+    # Vectors along the channels read the factors of one tap as a run; along positions there is one factor for all.
+    filters = b.cast(split, "float32") if image.planar else b.settled(b.cast(split, "float32"))
     total = None
-    for tap, value in windows(
-        cx, b.pad(image, border, border, 0, gather=True), window, stride, dilation, out
-    ):
+    bordered = image.padded(cx, padding, padding, 0)
+    for tap, value in bordered.windows(cx, window, stride, dilation, out):
         factor = filters
         for t in tap:
             factor = b.select(factor, 0, t)
         value = b.cast(value, "float32")
         if times == 1:
-            factor = b.reshape(factor, (channels,))
+            factor = image.by_channel(cx, b.reshape(factor, (image.channels,)))
         else:
             value = b.reshape(value, (*value.shape, 1))
         term = b.call("mul", "float32", value, factor)
         total = term if total is None else b.call("add", "float32", total, term)
     assert total is not None
-    return b.reshape(total, (image.shape[0], *out, channels * times))
+    if times > 1:
+        total = b.reshape(total, (x.shape[0], *out, w.shape[0]))
+    if bias is not None:
+        added = b.cast(bias, "float32")
+        total = b.call("add", "float32", total, image.by_channel(cx, added) if times == 1 else added)
+    return image.first(cx, b.cast(total, cx.dtype))
 
 
 def _transposed(cx: Context, image: Node, w: Node, stride: Sequence[int], padding: Sequence[int],

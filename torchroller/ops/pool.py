@@ -1,4 +1,4 @@
-"""Lowering rules of pooling: windows as taps of a padded view, channels innermost."""
+"""Lowering rules of pooling: windows as taps of a padded view, in the layout that images.py chooses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import NotLowered
 from ..graph import FLOATS, Node
-from .conv import MAX_TAPS, first, last, windows
+from .conv import MAX_TAPS
+from .images import Image, first, image_of, last
 from .reduction import mean
 from .registry import Context, rule
 
@@ -32,13 +33,16 @@ def _batched(cx: Context, x: Node, rank: int) -> Node:
     return x if len(x.shape) == rank + 2 else cx.b.reshape(x, (1, *x.shape))
 
 
-def _bordered(cx: Context, image: Node, window: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-              dilation: Sequence[int], out: Sequence[int], fill: float | int) -> Node:  # fmt: skip
+def _image(cx: Context, x: Node, rank: int) -> Image:
+    return image_of(cx, x) if len(x.shape) == rank + 2 else Image(last(cx, _batched(cx, x, rank)), False)
+
+
+def _bordered(cx: Context, image: Image, window: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              dilation: Sequence[int], out: Sequence[int], fill: float | int) -> Image:  # fmt: skip
     """The image with its border; ceil_mode may read further than the padding."""
-    low = [0, *padding, 0]
     high = [max(p, (o - 1) * s + d * (k - 1) + 1 - size - p) for o, s, d, k, size, p in
-            zip(out, stride, dilation, window, image.shape[1:], padding)]  # fmt: skip
-    return cx.b.pad(image, low, [0, *high, 0], fill, gather=True)
+            zip(out, stride, dilation, window, image.sizes, padding)]  # fmt: skip
+    return image.padded(cx, padding, high, fill)
 
 
 @rule("aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
@@ -52,7 +56,7 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
     window = _pair(window, rank)
     stride, padding, dilation = _pair(stride, rank, window), _pair(padding, rank), _pair(dilation, rank)
     _small(window)
-    image = last(cx, _batched(cx, x, rank))
+    image = _image(cx, x, rank)
     shape = tuple(int(s) for s in values.shape)
     out = shape[-rank:]
     lowest = -math.inf if x.dtype in FLOATS else None
@@ -61,11 +65,10 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
     bordered = _bordered(cx, image, window, stride, padding, dilation, out, lowest)
     best = where = None
     if 1 in cx.used:
-        best = b.const(
-            lowest, "float64" if x.dtype == "float64" else "float32", (image.shape[0], *out, image.shape[-1])
-        )
-        where = b.expand(_first_inside(cx, image.shape[1:-1], out, stride, padding, dilation), best.shape)
-    for tap, value in windows(cx, bordered, window, stride, dilation, out):
+        best = b.const(lowest, "float64" if x.dtype == "float64" else "float32", image.shape(out))
+        inside = _first_inside(cx, image.sizes, out, stride, padding, dilation)
+        where = b.expand(image.by_position(cx, inside), best.shape)
+    for tap, value in bordered.windows(cx, window, stride, dilation, out):
         value = b.cast(value, "float32" if x.dtype != "float64" else x.dtype)
         if 1 not in cx.used:
             best = value if best is None else b.call("maximum", value.dtype, best, value)
@@ -73,8 +76,8 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
         at = None
         for d in range(rank):
             start = b.iota(out[d], tap[d] * dilation[d] - padding[d], stride[d], "int64")
-            start = b.reshape(start, (out[d],) + (1,) * (rank - d))
-            size = image.shape[1 + d]
+            start = b.reshape(start, (out[d],) + (1,) * (rank - 1 - d))
+            size = image.sizes[d]
             at = (
                 start
                 if at is None
@@ -84,10 +87,11 @@ def _max_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
         better = b.call("gt", "bool", value, best, compute=value.dtype)
         better = b.call("or", "bool", better, b.call("isnan", "bool", value, compute=value.dtype))
         best = b.call("where", value.dtype, better, value, best)
-        where = b.call("where", "int64", better, b.expand(at, value.shape), where)
+        at = b.expand(image.by_position(cx, at), value.shape)
+        where = b.call("where", "int64", better, at, where)
     assert best is not None
-    result = b.reshape(first(cx, b.cast(best, x.dtype)), shape)
-    return result, None if where is None else b.reshape(first(cx, where), shape)
+    result = b.reshape(image.first(cx, b.cast(best, x.dtype)), shape)
+    return result, None if where is None else b.reshape(image.first(cx, where), shape)
 
 
 def _first_inside(cx: Context, sizes: Sequence[int], out: Sequence[int], stride: Sequence[int],
@@ -101,7 +105,7 @@ def _first_inside(cx: Context, sizes: Sequence[int], out: Sequence[int], stride:
             "fmod", "int64", b.call("add", "int64", start, b.const(p * dil, "int64")), b.const(dil, "int64")
         )
         outside = b.call("lt", "bool", start, b.const(0, "int64"), compute="int64")
-        at = b.reshape(b.call("where", "int64", outside, later, start), (o,) + (1,) * (len(out) - d))
+        at = b.reshape(b.call("where", "int64", outside, later, start), (o,) + (1,) * (len(out) - 1 - d))
         total = (
             at
             if total is None
@@ -113,7 +117,7 @@ def _first_inside(cx: Context, sizes: Sequence[int], out: Sequence[int], stride:
 
 @rule("aten.max_pool2d")
 def _max_pool_plain(cx: Context, x: Node, *args: Any) -> Node:
-    inner = Context(cx.b, (cx.meta, cx.meta), frozenset({0}))
+    inner = Context(cx.b, (cx.meta, cx.meta), frozenset({0}), source=cx.source)
     value = _max_pool(inner, x, *args)[0]
     assert value is not None
     return value
@@ -130,25 +134,26 @@ def _avg_pool(cx: Context, x: Node, window: Any, stride: Any = (), padding: Any 
     window = _pair(window, rank)
     stride, padding = _pair(stride, rank, window), _pair(padding, rank)
     _small(window)
-    image = last(cx, _batched(cx, x, rank))
+    image = _image(cx, x, rank)
     out, wide = cx.shape[-rank:], "float64" if x.dtype == "float64" else "float32"
     one = (1,) * rank
     bordered = _bordered(cx, image, window, stride, padding, one, out, 0)
     total = None
-    for _, value in windows(cx, bordered, window, stride, one, out):
+    for _, value in bordered.windows(cx, window, stride, one, out):
         value = b.cast(value, wide)
         total = value if total is None else b.call("add", wide, total, value)
     assert total is not None
     if divisor_override is not None:
         scale: Node = b.const(1 / divisor_override, wide)
     else:
-        scale = _share(cx, window, stride, padding, out, image.shape[1:-1], count_include_pad, wide)
-    return b.reshape(first(cx, b.cast(b.call("mul", wide, total, scale), x.dtype)), cx.shape)
+        scale = _share(cx, window, stride, padding, out, image.sizes, count_include_pad, wide)
+        scale = image.by_position(cx, scale) if scale.shape else scale
+    return b.reshape(image.first(cx, b.cast(b.call("mul", wide, total, scale), x.dtype)), cx.shape)
 
 
 def _share(cx: Context, window: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int],
            sizes: Sequence[int], count_include_pad: bool, wide: str) -> Node:  # fmt: skip
-    """1 / how many positions each output averages: a number where all have the same, else [*out, 1]."""
+    """1 / how many positions each output averages: a number where all have the same, else [*out]."""
     b = cx.b
     counts: list[list[int]] = []
     for k, s, p, o, size in zip(window, stride, padding, out, sizes):
@@ -169,7 +174,7 @@ def _share(cx: Context, window: Sequence[int], stride: Sequence[int], padding: S
         )
         begin = b.call("imaximum", "int64", start, b.const(-edge, "int64"))
         length = b.cast(b.call("sub", "int64", end, begin), wide)
-        length = b.reshape(length, (o,) + (1,) * (len(out) - d))
+        length = b.reshape(length, (o,) + (1,) * (len(out) - 1 - d))
         total = length if total is None else b.call("mul", wide, total, length)
     assert total is not None
     return b.call("div", wide, b.const(1.0, wide), total)

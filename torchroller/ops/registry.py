@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
 from ..graph import DTYPE_NAMES, Builder, Node
 
@@ -28,6 +29,7 @@ class Context:
     used: frozenset[int] = frozenset()
     call_aten: Callable[[Any, torch.Tensor, str], Node] | None = None
     operands: tuple[Any, ...] = ()  # what ATen's meta functions say of the tensor arguments, in order
+    source: fx.Node | None = None  # of the graph that is lowered
 
     def extern(self, target: Callable[[], torch.Tensor], meta: torch.Tensor, reason: str) -> Node:
         """The result of a call that the plan makes as it stands; `meta` is what it looks like."""

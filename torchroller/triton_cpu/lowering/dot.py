@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torchroller.triton_cpu.blocking import micro_kernels, register_block
+from torchroller.triton_cpu.blocking import IN_PLACE_ROWS, micro_kernels, register_block
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering import microkernel as mk
@@ -38,8 +38,6 @@ from torchroller.triton_cpu.ttir import Op, Value
 
 # Rows of B at most this far apart (in elements) are read in place: they share pages and cache sets well.
 _NEAR_ROWS = 256
-# With fewer rows of A than this, packing B costs more than it saves.
-_FEW_ROWS = 16
 # Up to this many rows memory bounds a product with a packed B: one core of Zen 4 reads 36 GB/s with prefetches this
 # far ahead, 19 with those of a whole block of k.
 _STREAMED_ROWS, _STREAM_BYTES = 4, 2048
@@ -300,7 +298,7 @@ def _panel_in_place(ev: Evaluator, b: Tensor, m: int, width: int) -> Strip | Non
     if form is None or form.terms or form.strides[1] != 1:
         return None
     near = isinstance(form.strides[0], int) and abs(form.strides[0]) <= _NEAR_ROWS
-    if not near and m > _FEW_ROWS:
+    if not near and m > IN_PLACE_ROWS:
         return None
     return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), width, form.strides[0])
 

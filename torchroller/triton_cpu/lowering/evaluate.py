@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.access import read, write
 from torchroller.triton_cpu.lowering.code import Code, Operand
+from torchroller.triton_cpu.lowering.strided import STRIDES, load_strided
 from torchroller.triton_cpu.lowering.values import (
     Buffer,
     Dims,
@@ -277,10 +279,11 @@ class Evaluator:
         known = True if t.mask is None else self.settled(t.mask, place.vdim)
         if known is False and lanes is not None:
             return self.at(t.other, place) if t.other is not None else "zeroinitializer"
-        kind, where = self.address(t.pointer, t.elem, place)
+        step = self.spacing(t, place)
+        kind, where = self.address(t.pointer, t.elem, place.scalar() if step else place)
         mask = None
         if t.mask is not None and not known:
-            blank = self.blank(t) if kind == "run" else None
+            blank = self.blank(t) if kind == "run" or step else None
             uniform, along = self.split_mask(t.mask, place) if blank is not None else ([], [])
             if uniform:
                 test = uniform[0]
@@ -292,7 +295,19 @@ class Evaluator:
             else:
                 mask = self.at(t.mask, place)
         other = self.at(t.other, place) if t.other is not None else None
-        return self.read(t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
+        if step:
+            return load_strided(self.code, t.elem, where, step, place.lanes, mask, other)
+        return read(self.code, t.elem, kind, where, mask, other, lanes, volatile=t.volatile)
+
+    def spacing(self, t: Load, place: Place) -> int:
+        """Elements between what neighbouring lanes of a load read, where `load_strided` serves; else 0."""
+        if place.vdim is None or t.volatile or t.elem in ("i1", "ptr") or t.pointer.buffer is not None:
+            return 0
+        form = t.pointer.linear(self, self.mode.forms)
+        if form.pointer is None or any(place.vdim in term.varies for term in form.terms):
+            return 0
+        stride = form.strides[place.vdim]
+        return stride if isinstance(stride, int) and stride in STRIDES else 0
 
     def blank(self, t: Load) -> str | None:
         """Memory that holds what a masked load gives where its mask is false; None where that is not one constant."""
@@ -323,96 +338,6 @@ class Evaluator:
             return [], []
         return [self.at(m, place.scalar()) for m in uniform], [self.at(m, place) for m in along]
 
-    def read(self, elem: str, kind: str, where: str, mask: str | None, other: str | None, lanes: int | None,
-             *, volatile: bool = False) -> str:  # fmt: skip
-        code, memory, align = self.code, lt.storage(elem), lt.size_bytes(elem)
-        if lanes is None or kind == "same":
-            scalar_mask, scalar_other = mask, other
-            if lanes is not None and mask is not None:  # one address, lanes masked: read if any lane wants it
-                scalar_mask = code.let(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {mask})")
-                code.declare(f"or{lanes}", f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)")
-                scalar_other = None
-            if scalar_mask is not None:  # a masked scalar load reads a zero of our own instead
-                code.declare("zero", "@zero_bytes = internal constant [16 x i8] zeroinitializer, align 16")
-                where = code.let(f"select i1 {scalar_mask}, ptr {where}, ptr @zero_bytes")
-            value = code.let(f"load {'volatile ' if volatile else ''}{memory}, ptr {where}, align {align}")
-            if elem == "i1":
-                value = code.let(f"trunc i8 {value} to i1")
-            if scalar_mask is not None and scalar_other is not None:
-                value = code.let(
-                    f"select i1 {scalar_mask}, {lt.scalar(elem)} {value}, {lt.scalar(elem)} {scalar_other}"
-                )
-            if lanes is None:
-                return value
-            value = lt.splat(code, value, elem, lanes)
-            if mask is not None and other is not None:
-                type = lt.typed(elem, lanes)
-                value = code.let(f"select <{lanes} x i1> {mask}, {type} {value}, {type} {other}")
-            return value
-        type = f"<{lanes} x {memory}>"
-        if kind == "run" and mask is None:
-            value = code.let(f"load {type}, ptr {where}, align {align}")
-            return code.let(f"trunc {type} {value} to <{lanes} x i1>") if elem == "i1" else value
-        passthru = "zeroinitializer"
-        if other is not None:
-            passthru = code.let(f"zext <{lanes} x i1> {other} to {type}") if elem == "i1" else other
-        suffix = f"v{lanes}{lt_suffix(memory)}"
-        lane_mask = mask if mask is not None else lt.constant("true", "i1", lanes)
-        if kind == "run":
-            name, signature = f"@llvm.masked.load.{suffix}.p0", f"(ptr, i32, <{lanes} x i1>, {type})"
-            pointer = f"ptr {where}"
-        else:
-            name, signature = (
-                f"@llvm.masked.gather.{suffix}.v{lanes}p0",
-                f"(<{lanes} x ptr>, i32, <{lanes} x i1>, {type})",
-            )
-            pointer = f"<{lanes} x ptr> {where}"
-        code.declare(name, f"declare {type} {name}{signature}")
-        value = code.let(
-            f"call {type} {name}({pointer}, i32 {align}, <{lanes} x i1> {lane_mask}, {type} {passthru})"
-        )
-        return code.let(f"trunc {type} {value} to <{lanes} x i1>") if elem == "i1" else value
-
-    def write(
-        self, elem: str, kind: str, where: str, value: str, mask: str | None, lanes: int | None
-    ) -> None:
-        """Write a scalar or a vector; a masked scalar write branches, masked vectors use masked stores."""
-        code, memory, align = self.code, lt.storage(elem), lt.size_bytes(elem)
-        if elem == "i1":
-            narrow = lt.typed("i1", lanes)
-            value = code.let(f"zext {narrow} {value} to {'i8' if lanes is None else f'<{lanes} x i8>'}")
-        if lanes is None:
-            if mask is None:
-                code.line(f"  store {memory} {value}, ptr {where}, align {align}")
-                return
-            yes, end = code.label("wr"), code.label("wx")
-            code.line(f"  br i1 {mask}, label %{yes}, label %{end}")
-            code.place(yes)
-            code.line(f"  store {memory} {value}, ptr {where}, align {align}")
-            code.line(f"  br label %{end}")
-            code.place(end)
-            return
-        type = f"<{lanes} x {memory}>"
-        if kind == "run" and mask is None:
-            code.line(f"  store {type} {value}, ptr {where}, align {align}")
-            return
-        lane_mask = mask if mask is not None else lt.constant("true", "i1", lanes)
-        suffix = f"v{lanes}{lt_suffix(memory)}"
-        if kind == "same":
-            kind, where = "each", lt.splat(code, where, "ptr", lanes)
-        if kind == "run":
-            name = f"@llvm.masked.store.{suffix}.p0"
-            code.declare(name, f"declare void {name}({type}, ptr, i32, <{lanes} x i1>)")
-            code.line(
-                f"  call void {name}({type} {value}, ptr {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
-            )
-        else:
-            name = f"@llvm.masked.scatter.{suffix}.v{lanes}p0"
-            code.declare(name, f"declare void {name}({type}, <{lanes} x ptr>, i32, <{lanes} x i1>)")
-            code.line(
-                f"  call void {name}({type} {value}, <{lanes} x ptr> {where}, i32 {align}, <{lanes} x i1> {lane_mask})"
-            )
-
     # ---- buffers ---------------------------------------------------------------------------------------------
     def buffer_address(self, b: Buffer, place: Place) -> tuple[str, str]:
         form = Linear(b.pointer, 0, b.strides)
@@ -431,11 +356,11 @@ class Evaluator:
 
     def load_buffer(self, b: Buffer, place: Place) -> str:
         kind, where = self.buffer_address(b, place)
-        return self.read(b.elem, kind, where, None, None, place.width)
+        return read(self.code, b.elem, kind, where, None, None, place.width)
 
     def store_buffer(self, b: Buffer, place: Place, value: str) -> None:
         kind, where = self.buffer_address(b, place)
-        self.write(b.elem, kind, where, value, None, place.width)
+        write(self.code, b.elem, kind, where, value, None, place.width)
 
     # ---- masks and guards ------------------------------------------------------------------------------------
     def all_true(self, mask: Tensor) -> tuple[str, ...] | None:
@@ -479,8 +404,3 @@ def conjuncts(mask: Tensor) -> list[Tensor]:
             known = [mask]
         mask.__dict__["conjuncts"] = known
     return known
-
-
-def lt_suffix(memory: str) -> str:
-    """Mangling of an LLVM scalar type in an intrinsic's name."""
-    return {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16", "ptr": "p0"}.get(memory, memory)

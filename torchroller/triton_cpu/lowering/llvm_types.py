@@ -44,6 +44,11 @@ def is_int(elem: str) -> bool:
     return elem == "index" or (elem[0] == "i" and elem[1:].isdigit())
 
 
+def suffix(memory: str) -> str:
+    """Mangling of an LLVM scalar type in an intrinsic's name."""
+    return {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16", "ptr": "p0"}.get(memory, memory)
+
+
 def splat(code: Code, value: str, elem: str, lanes: int | None) -> str:
     """The scalar in every lane."""
     if lanes is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.access import read
 from torchroller.triton_cpu.lowering.evaluate import Evaluator
 from torchroller.triton_cpu.lowering.function import Lowering, handles
 from torchroller.triton_cpu.lowering.memory import under_mask
@@ -51,7 +52,7 @@ class Gathered(Tensor):
         if place.vdim is None:
             at = code.add(position, code.mul(index, step))
             where = code.let(f"getelementptr {type}, ptr {memory.pointer}, i64 {at}")
-            return ev.read(self.elem, "same", where, None, None, None)
+            return read(ev.code, self.elem, "same", where, None, None, None)
         lanes = place.lanes
         wide = f"<{lanes} x i64>"
         offsets = code.let(f"mul {wide} {index}, {lt.constant(str(step), 'i64', lanes)}")
@@ -59,7 +60,7 @@ class Gathered(Tensor):
             offsets = code.let(f"add {wide} {offsets}, {lt.iota('i64', lanes, others[place.vdim])}")
         first = code.let(f"getelementptr {type}, ptr {memory.pointer}, i64 {position}")
         where = code.let(f"getelementptr {type}, ptr {first}, {wide} {offsets}")
-        return ev.read(self.elem, "each", where, None, None, lanes)
+        return read(ev.code, self.elem, "each", where, None, None, lanes)
 
 
 @handles("tt.gather")

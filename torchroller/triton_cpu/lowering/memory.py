@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torchroller.triton_cpu.errors import UnsupportedOperation
 from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering.access import write
 from torchroller.triton_cpu.lowering.code import Code
 from torchroller.triton_cpu.lowering.elementwise import convert, emitter
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
@@ -57,7 +58,7 @@ def store(low: Lowering, op: Op) -> None:
         low.settle(op)
         pointer, value, *masks = (low.scalar(v) for v in op.operands)
         mask = masks[0] if masks else None
-        low.ev.write(op.operands[1].type.elem, "same", pointer, value, mask, None)
+        write(low.code, op.operands[1].type.elem, "same", pointer, value, mask, None)
         return
     write_stores(low, [op])
 
@@ -104,7 +105,23 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
     pointers = [identity(p) for p, _, _ in parts]
     keep_overlapping(low, roots, [p for p, _, _ in parts])
 
-    def write() -> None:
+    def put(pointer: Tensor, elem: str, mask: Tensor | None, place: Place, text: str) -> None:
+        kind, where = ev.address(pointer, elem, place)
+        if mask is None:
+            write(ev.code, elem, kind, where, text, None, place.width)
+            return
+        whole, lanes = ev.split_mask(mask, place)
+        if not whole:
+            write(ev.code, elem, kind, where, text, ev.at(mask, place), place.width)
+            return
+        test = lanes[0] if lanes else None
+        for more in lanes[1:]:
+            test = low.code.let(f"and <{place.width} x i1> {test}, {more}")
+        # A vector store without lanes costs hundreds of cycles where nobody may write to the page that it names.
+        under_mask(low.code, low.code.both(whole),
+                   lambda: write(ev.code, elem, kind, where, text, test, place.width))  # fmt: skip
+
+    def nest() -> None:
         vdim = vector_dim(ev, shape, roots, pointers)
 
         def body(place: Place) -> None:
@@ -113,9 +130,7 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
             values = [ev.at(parts[k][1], place) for k in written]
             for k, text in zip(written, values):
                 pointer, value, mask = parts[k]
-                kind, where = ev.address(pointer, value.elem, place)
-                test = ev.at(mask, place) if mask is not None and not known[k] else None
-                ev.write(value.elem, kind, where, text, test, place.width)
+                put(pointer, value.elem, None if known[k] else mask, place, text)
 
         other, crossing = across(ev, roots, len(shape), vdim)
         turned = stored_across(ev, [p for p, _, _ in parts], [v.elem for _, v, _ in parts], vdim)
@@ -135,20 +150,18 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
         def values(place: Place) -> list[str]:
             return [ev.at(parts[k][1], place) for k in written]
 
-        def put(n: int, place: Place, text: str) -> None:
+        def put_turned(n: int, place: Place, text: str) -> None:
             pointer, value, mask = parts[written[n]]
-            kind, where = ev.address(pointer, value.elem, place)
-            test = ev.at(mask, place) if mask is not None and not known[written[n]] else None
-            ev.write(value.elem, kind, where, text, test, place.width)
+            put(pointer, value.elem, None if known[written[n]] else mask, place, text)
 
-        over_turned(ev, shape, vdim, along, [parts[k][1].elem for k in written], values, put)
+        over_turned(ev, shape, vdim, along, [parts[k][1].elem for k in written], values, put_turned)
 
     def masked_out(split: Split, vdim: int | None) -> bool:
         """Whether every store is masked off behind the end of the split."""
         with ev.during(split.outside(ev.mode)):
             return all(m is not None and ev.settled(m, vdim) is False for _, _, m in parts)
 
-    versions(ev, roots, write, masks=[m for _, _, m in parts if m is not None])
+    versions(ev, roots, nest, masks=[m for _, _, m in parts if m is not None])
 
 
 _RMW = {"add": "add", "fadd": "fadd", "and": "and", "or": "or", "xor": "xor", "max": "max", "min": "min",
