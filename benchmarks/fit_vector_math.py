@@ -82,6 +82,28 @@ FITS = [
 ]  # fmt: skip
 
 
+ERF_STEP = 0.2666666805744171  # 4 / 15 as f32: piece n is centred on n times this
+ERF_COUNT = 7
+
+
+def erf_pieces() -> list[list[float]]:
+    """Coefficients of erf(n ERF_STEP + u) in u, |u| ≤ ERF_STEP / 2, for n from 0 to 15: [power][piece].
+
+    Piece 0 is erf(u) - u, so that it is as exact next to 0 as elsewhere; piece 15 gives 1 at its centre.
+    """
+    pieces, half = [], mp.mpf(ERF_STEP) / 2
+    for n in range(16):
+        centre = n * mp.mpf(ERF_STEP)
+        if n:
+            fit = Fit("", "", lambda u, c=centre: mp.erf(c + u), -half, half, ERF_COUNT,
+                      lambda u, c=centre: 1 / mp.erf(c + u))  # fmt: skip
+            pieces.append(solve(fit)[0])
+        else:
+            fit = Fit("", "", lambda u: mp.erf(u) / u - 1, 0, half, ERF_COUNT - 1, lambda u: u / mp.erf(u))
+            pieces.append([0.0, *solve(fit)[0]])
+    return [list(row) for row in zip(*pieces)]
+
+
 def sample(fit: Fit) -> tuple[list, list, list]:
     """Chebyshev points of the interval, the function and the weight there."""
     middle, half = (mp.mpf(fit.high) + fit.low) / 2, (mp.mpf(fit.high) - fit.low) / 2
@@ -136,24 +158,36 @@ def rounded(value: object, element: str) -> float:
     return struct.unpack("<f", struct.pack("<f", float(value)))[0] if element == "f32" else float(value)
 
 
+def solve(fit: Fit) -> tuple[list[float], object]:
+    """(coefficients, each rounded before those above it are fitted again; the error before rounding)."""
+    grid, targets, weights = sample(fit)
+    solution, first_error = minimax(grid, targets, weights, fit.count)
+    coefficients = [rounded(solution[0], fit.element)]
+    while len(coefficients) < fit.count:
+        rest = [t - mp.polyval(coefficients[::-1], x) for x, t in zip(grid, targets)]
+        left = refit(grid, rest, weights, len(coefficients), fit.count - len(coefficients))
+        coefficients.append(rounded(left[0], fit.element))
+    return coefficients, first_error
+
+
 def main() -> None:
     print('"""Polynomial coefficients, lowest power first. benchmarks/fit_vector_math.py writes this file.')
     print(
         '\nThe error behind each is the largest weighted error of the polynomial before its rounding.\n"""\n'
     )
     for fit in FITS:
-        grid, targets, weights = sample(fit)
-        solution, first_error = minimax(grid, targets, weights, fit.count)
-        coefficients = [rounded(solution[0], fit.element)]
-        while len(coefficients) < fit.count:
-            rest = [t - mp.polyval(coefficients[::-1], x) for x, t in zip(grid, targets)]
-            left = refit(grid, rest, weights, len(coefficients), fit.count - len(coefficients))
-            coefficients.append(rounded(left[0], fit.element))
+        coefficients, first_error = solve(fit)
         print(f"# {fit.comment}; error {mp.nstr(first_error, 3)}")
         print(f"{fit.name} = (")
         for c in coefficients:
             print(f"    {c!r},")
         print(")")
+    print("# erf(n ERF_STEP + u), |u| ≤ ERF_STEP / 2, less u where n is 0: a row for each power of u, a column for each n")
+    print(f"ERF_STEP = {ERF_STEP!r}")
+    print("ERF_PIECES = (")
+    for row in erf_pieces():
+        print("    (" + ", ".join(map(repr, row)) + "),")
+    print(")")
 
 
 if __name__ == "__main__":

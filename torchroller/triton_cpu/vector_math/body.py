@@ -9,7 +9,7 @@ Comparisons are ordered (false when either side is NaN) except `!=`, which is un
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -221,6 +221,30 @@ class Body:
                 power = power * power
         return terms[0]
 
+    def lookup(self, table: Sequence[float], index: Value) -> Value:
+        """table[index % 16], floats, lane by lane: an instruction of AVX-512 for 16 lanes."""
+        values = ", ".join(f"float {float_literal(c, 'float')}" for c in table)
+        found = []
+        for start in range(0, self.lanes, 16):
+            lanes = min(16, self.lanes)
+            if self.lanes == 1:
+                whole = f"insertelement <16 x i32> zeroinitializer, i32 {index.text}, i32 0"
+            else:  # what lies behind the last lane comes out of the zeros
+                order = [start + i if i < lanes else self.lanes for i in range(16)]
+                whole = _shuffle(self.typed("i32"), index.text, "zeroinitializer", order)
+            at = self.emit(whole, "i32").text
+            call = "call <16 x float> @llvm.x86.avx512.permvar.sf.512"
+            found.append(self.emit(f"{call}(<16 x float> <{values}>, <16 x i32> {at})", "float"))
+        if self.lanes == 1:
+            return self.emit(f"extractelement <16 x float> {found[0].text}, i32 0", "float")
+        width = 16
+        while len(found) > 1:
+            order = list(range(2 * width))
+            found = [self.emit(_shuffle(f"<{width} x float>", a.text, b.text, order), "float")
+                     for a, b in zip(found[::2], found[1::2])]  # fmt: skip
+            width *= 2
+        return self.emit(_shuffle(f"<{width} x float>", found[0].text, "poison", range(self.lanes)), "float")
+
     def library(self, name: str, *arguments: Value) -> Value:
         """libm's `name`, lane by lane."""
         kind = arguments[0].type
@@ -270,6 +294,11 @@ class Body:
         name = self.fresh()
         self.allocas.append(f"  {name} = alloca {self.typed(kind)}, align 64")
         return name
+
+
+def _shuffle(type: str, a: str, b: str, order: Iterable[int]) -> str:
+    picked = [f"i32 {i}" for i in order]
+    return f"shufflevector {type} {a}, {type} {b}, <{len(picked)} x i32> <{', '.join(picked)}>"
 
 
 def _loop_helper(helper: str, name: str, kind: str, arity: int, lanes: int, masked: bool) -> str:

@@ -189,6 +189,15 @@ def sigmoid(b: Body, x: Value) -> Value:
 
 def erf(b: Body, x: Value) -> Value:
     t = b.at_most(b.abs(x), 4.0)
+    if "avx512f" in b.features:
+        # A polynomial about the nearest of 16 centres: half the instructions of the two formulas below.
+        n, k = _round_to_int(b, t, 1 / poly.ERF_STEP)
+        u = b.fma(n, -poly.ERF_STEP, t)
+        lowest, *above = (b.lookup(row, k) for row in poly.ERF_PIECES)
+        result = above.pop()
+        for c in reversed(above):
+            result = b.fma(result, u, c)
+        return b.copysign(b.fma(result, u, k.equals(0).select(t, lowest)), x)
     s = x * x
     small = b.fma(x, b.polynomial_tree(s, poly.ERF_SMALL), x)
     less, n, k = _exp_reduced(b, -(t * b.polynomial_tree(t, poly.ERF_LARGE)))
