@@ -182,7 +182,7 @@ def main() -> None:
         for c in coefficients:
             print(f"    {c!r},")
         print(")")
-    print("# erf(n ERF_STEP + u), |u| ≤ ERF_STEP / 2, less u where n is 0: a row for each power of u, a column for each n")
+    print("# erf(n ERF_STEP + u), |u| ≤ ERF_STEP / 2, less u where n is 0: rows: powers of u, columns: n")
     print(f"ERF_STEP = {ERF_STEP!r}")
     print("ERF_PIECES = (")
     for row in erf_pieces():

@@ -196,7 +196,7 @@ COS_F64 = (
     -1.146776089352028e-11,
     4.6338405725481704e-14,
 )
-# erf(n ERF_STEP + u), |u| ≤ ERF_STEP / 2, less u where n is 0: a row for each power of u, a column for each n
+# erf(n ERF_STEP + u), |u| ≤ ERF_STEP / 2, less u where n is 0: rows: powers of u, columns: n
 ERF_STEP = 0.2666666805744171
 ERF_PIECES = (
     (
