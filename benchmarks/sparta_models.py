@@ -96,14 +96,33 @@ def channel_masks(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def int8_masks(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """Half of heads and FFN, and int8 weights with a scale per output channel, in NNI's two formats."""
+    """Half of heads and FFN; int8 weights with a scale per output channel and int8 inputs with one scale each, from the
+    largest values that the masked layers see: in NNI's two formats."""
     masks, config = coarse_masks(model), {}
+    peaks = input_peaks(torchsparta.masked_model(model, torchsparta.from_nni(masks)), bert()[1])
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             scale = module.weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-            config[name] = {"weight": {"scale": scale, "zero_point": torch.zeros_like(scale), "quant_dtype": "int8",
-                                       "quant_scheme": "symmetric", "quant_bits": 8}}  # fmt: skip
+            config[name] = {"weight": symmetric_int8(scale), "_input_0": symmetric_int8(peaks[name] / 127)}
     return masks, config
+
+
+def symmetric_int8(scale: Tensor) -> dict[str, object]:
+    return {"scale": scale, "zero_point": torch.zeros_like(scale), "quant_dtype": "int8",
+            "quant_scheme": "symmetric", "quant_bits": 8}  # fmt: skip
+
+
+def input_peaks(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The largest absolute value of the input of each linear layer."""
+    peaks: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: peaks.update({name: args[0].abs().amax()})
+            )
+    with torch.no_grad():
+        model(*inputs)
+    return peaks
 
 
 def mixed_masks(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -170,7 +189,7 @@ WORK: dict[str, tuple[Callable, Callable[[nn.Module], dict], float]] = {
     "BERT-base coarse: half of heads and FFN": (bert, coarse_masks, 1.8),
     "BERT-base unstructured 90%": (bert, lambda m: pattern_masks(m, "unstructured 90%"), 2.5),
     "BERT-base block 32x32 90%": (bert, lambda m: pattern_masks(m, "block 32x32 90%"), 3.0),
-    "BERT-base coarse + int8 weights": (bert, int8_masks, 4.0),
+    "BERT-base coarse + int8": (bert, int8_masks, 4.0),
     "BERT-base mixed: coarse, blocks 90%, unstructured 95%": (bert, mixed_masks, 3.0),
     "MobileNetV2 channels 50%": (mobilenet_v2, channel_masks, 0.0),
     "ResNet-50 channels 50%": (resnet50, channel_masks, 0.0),

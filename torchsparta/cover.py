@@ -245,8 +245,8 @@ def cover(
 
     bits 8 or 4 with `scale` [N]: the weight is quantised; its values are stored as integers. extra_s: time that
     only the dense way spends, such as an activation that a specialised kernel fuses. dots=False leaves out the
-    block-dot kernel, which convolutions cannot use. integer: int8 x int8 arithmetic (bits 8), input quantised per
-    token. panel_factor: see `cost.time_of`.
+    block-dot kernel, which convolutions cannot use. integer: int8 x int8 arithmetic (bits 8), input quantised on the
+    way in; PyTorch's dense product is no alternative then. panel_factor: see `cost.time_of`.
     """
     rates = rates or rates_for(weight.device)
     n, k = weight.shape
@@ -274,7 +274,7 @@ def cover(
     # A mixed cover walks twice as many lists; a gain within the error of the model is not worth that.
     single = min(p.time_s for p, o in ways if o is not None and len(o.works) == 1)
     ways = [(p, o) for p, o in ways if o is None or len(o.works) == 1 or p.time_s < MIXED_GAIN * single]
-    dense_s = float("inf") if integer else dense_time((n, k), tokens * images, rates) + extra_s
+    dense_s = dense_time((n, k), tokens * images, rates) + extra_s
     dense = Prediction(
         "dense (PyTorch)", dense_s, 2 * n * k * tokens * images, weight.numel() * weight.element_size()
     )

@@ -1,5 +1,8 @@
 """Layers with specialised weights: SparseLinear, SparseConv2d, SparseBmm.
 
+A layer whose input is quantised (`input_quant`) takes the real input: int8 kernels quantise it on the way in, any other
+way of running the layer quantises it first, so that all compute the same.
+
 A layer holds its weight in packed formats (buffers, so that `state_dict` carries them) or, when trainable, as
 a dense parameter with a fixed mask whose values are packed again after every change. Where Triton cannot run
 on the input's device the dense weight is used, and `reason` says so.
@@ -8,13 +11,14 @@ on the input's device the dense weight is used, and `reason` says so.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .formats import FORMATS, Quantized, SparseFormat, Tile
+from .input_quant import InputQuant
 from .specialise import BlockDotLinear, SpecialisedLinear, can_execute, specialise
 from .specialise.pieces import ConvSpec, apply_activation
 from .transform import SparseSite
@@ -88,7 +92,9 @@ class _Apply(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:4]
         with torch.enable_grad():
             inputs = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(saved, wanted)]
-            out = ctx.layer._dense(*inputs)
+            quant = ctx.layer._kernel_quant()
+            x = inputs[0] if quant is None else quant(inputs[0])
+            out = ctx.layer._dense(x, *inputs[1:])
         targets = [t for t, w in zip(inputs, wanted) if w]
         found = iter(torch.autograd.grad(out, targets, grads[0], allow_unused=True))  # type: ignore[arg-type]
         return (*(next(found) if w else None for w in wanted), None)
@@ -110,10 +116,13 @@ class SparseLayer(nn.Module):
         activation: str,
         integer: bool,
         why: str = "",
+        input_quant: InputQuant | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.integer = integer
+        self.input_quant = input_quant
+        self._shifted: tuple[tuple[Any, ...], Tensor | None] = ((), None)
         self.why = why
         self.reason: str | None = None
         self._checked: torch.device | None = None
@@ -141,10 +150,12 @@ class SparseLayer(nn.Module):
             "activation": self.activation,
             "integer": self.integer,
             "why": self.why,
+            "input_quant": None if self.input_quant is None else asdict(self.input_quant),
         }
         blob = json.dumps(header, sort_keys=True).encode()
         self.register_buffer("header", torch.frombuffer(bytearray(blob), dtype=torch.uint8).clone())
         self._kernel, self._kernel_key, self._dense_weight = None, (), None
+        self._shifted = ((), None)
 
     @property
     def parts(self) -> tuple[SparseFormat, ...]:
@@ -169,6 +180,8 @@ class SparseLayer(nn.Module):
                 for p in range(len(header["parts"]))
             ]
             self.activation, self.integer, self.why = header["activation"], header["integer"], header["why"]
+            quant = header.get("input_quant")
+            self.input_quant = None if quant is None else InputQuant(**quant)
             self._set_parts(rebuild_parts(header["parts"], tensors))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._kernel, self._dense_weight = None, None
@@ -237,7 +250,27 @@ class SparseLayer(nn.Module):
         return self._kernel
 
     def _make_kernel(self) -> Any:
-        return SpecialisedLinear(self.parts, self.activation, self.integer)
+        return SpecialisedLinear(self.parts, self.activation, self.integer, quant=self._kernel_quant())
+
+    def _kernel_quant(self) -> InputQuant | None:
+        return self.input_quant if self.integer else None
+
+    def _kernel_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias with what integers lack of the real products, computed again where the bias has changed."""
+        quant = self._kernel_quant()
+        if quant is None or quant.zero_point == quant.offset:
+            return bias
+        key = (None,) if bias is None else (bias.data_ptr(), bias._version, bias.dtype)
+        if key != self._shifted[0]:
+            total: Tensor | None = None
+            for part in self.parts:
+                assert isinstance(part, Quantized)
+                more = quant.shift(part.unpack_integers(), part.scale)
+                total = more if total is None else total + more
+            assert total is not None
+            total = total if bias is None else total + bias.double()
+            self._shifted = key, total.to(torch.float32 if bias is None else bias.dtype)
+        return self._shifted[1]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x as for the dense layer; `residual` (the output's shape) is added after the activation."""
@@ -246,6 +279,9 @@ class SparseLayer(nn.Module):
             self.reason, self._checked = can_execute(device), device
         # Attributes of modules are looked up in three dictionaries; a small layer feels that.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
+        quant = self.input_quant
+        if quant is not None and not (self.integer and self.reason is None):
+            x = quant(x)
         if self.reason is not None:
             return self._dense(x, weight, bias, residual)
         if torch.is_grad_enabled():
@@ -288,15 +324,16 @@ class SparseLinear(SparseLayer):
         activation: str = "none",
         integer: bool = False,
         why: str = "",
+        input_quant: InputQuant | None = None,
     ) -> None:
-        super().__init__(parts, bias, activation, integer, why)
+        super().__init__(parts, bias, activation, integer, why, input_quant)
         self.out_features, self.in_features = parts[0].shape
 
     def _make_kernel(self) -> SpecialisedLinear | BlockDotLinear:
-        return specialise(self.parts, self.activation, self.integer)
+        return specialise(self.parts, self.activation, self.integer, self._kernel_quant())
 
     def _fast(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return self.kernel()(x, bias, residual)
+        return self.kernel()(x, self._kernel_bias(bias), residual)
 
     def _dense(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
@@ -322,15 +359,16 @@ class SparseConv2d(SparseLayer):
         activation: str = "none",
         integer: bool = False,
         why: str = "",
+        input_quant: InputQuant | None = None,
     ) -> None:
-        super().__init__(parts, bias, activation, integer, why)
+        super().__init__(parts, bias, activation, integer, why, input_quant)
         self.in_channels, self.conv = in_channels, conv
         self.out_channels = parts[0].shape[0]
 
     def _fast(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if x.dim() == 3:
             return self._fast(x[None], bias, None if residual is None else residual[None])[0]
-        return self.kernel().conv2d(x, self.conv, bias, residual)
+        return self.kernel().conv2d(x, self.conv, self._kernel_bias(bias), residual)
 
     def _dense(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .api import SiteRecord, SparsityInfo, _check_shapes
 from .errors import SpartaError
+from .input_quant import InputQuant
 from .structure.build import place
 from .tesa import Quant, TeSA
 from .transform import Epilogue, SparseSite, choose
@@ -158,6 +159,7 @@ def _site_spec(target: str, site: SparseSite, tensors: dict[str, Tensor]) -> dic
         "trainable": site.trainable,
         "confidence": site.tesa.confidence,
         "quant": None if quant is None else [quant.bits, quant.qmin, quant.qmax],
+        "input_quant": None if site.input_quant is None else asdict(site.input_quant),
     }
 
 
@@ -194,6 +196,7 @@ def _read_site(target: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -
         epilogue,
         attributes,
         entry["trainable"],
+        None if entry.get("input_quant") is None else InputQuant(**entry["input_quant"]),
     )
 
 

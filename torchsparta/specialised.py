@@ -39,16 +39,34 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
     scale = _row_scale(site, flat)
     bits = site.tesa.quant.bits if scale is not None and site.tesa.quant is not None else 32
     patches = site.op == "conv2d" and not _conv(site).pointwise
-    found = cover(
-        flat, mask, tokens, images, rates, bits, scale,
-        dots=site.op == "linear", panel_factor=PATCH_FACTOR if patches else 1.0,
-    )  # fmt: skip
+    dots, factor = site.op == "linear", PATCH_FACTOR if patches else 1.0
+    found = cover(flat, mask, tokens, images, rates, bits, scale, dots=dots, panel_factor=factor)
+    integer = False
+    if bits == 8 and _takes_integers(site):
+        whole = cover(
+            flat, mask, tokens, images, rates, bits, scale, dots=dots, integer=True, panel_factor=factor
+        )
+        # The other way reads and writes the input once more, to quantise it.
+        outside = (rates or rates_for(flat.device)).quantise_s * tokens * images * flat.shape[1]
+        if whole.predicted_s < found.predicted_s + outside:
+            found, integer = whole, True
     if found.parts is None:
         return _with(DenseSite(site, found.why), "dense", found)
     if site.op == "linear":
-        layer: SparseLinear | SparseConv2d = SparseLinear(found.parts, site.bias, activation, why=found.why)
+        layer: SparseLinear | SparseConv2d = SparseLinear(
+            found.parts, site.bias, activation, integer, found.why, site.input_quant
+        )
     else:
-        layer = SparseConv2d(found.parts, weight.shape[1], _conv(site), site.bias, activation, why=found.why)
+        layer = SparseConv2d(
+            found.parts,
+            weight.shape[1],
+            _conv(site),
+            site.bias,
+            activation,
+            integer,
+            found.why,
+            site.input_quant,
+        )
     layer.rest = replace(site, weight=site.weight.new_empty(0), bias=None)
     layer.weight_shape = tuple(site.weight.shape)
     if site.trainable:
@@ -134,6 +152,15 @@ def _conv(site: SparseSite) -> ConvSpec:
     return ConvSpec(
         kernel, _pair(a.get("stride", 1)), _pair(a.get("padding", 0)), _pair(a.get("dilation", 1))
     )
+
+
+def _takes_integers(site: SparseSite) -> bool:
+    """Whether int8 products equal those of the quantised input and weight."""
+    quant = site.input_quant
+    if quant is None or not quant.fits_int8 or site.weight.dtype != torch.float32:
+        return False
+    bordered = site.op == "conv2d" and any(_conv(site).padding)
+    return quant.has_zero or not bordered
 
 
 def _row_scale(site: SparseSite, flat: Tensor) -> Tensor | None:

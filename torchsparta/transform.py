@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .input_quant import InputQuant
 from .tesa import TeSA
 
 
@@ -60,7 +61,7 @@ class SparseSite:
     bias a float mask to add to them or None, tesa that of the mask.
     input_shape: of x (or q) for the example inputs. epilogue: in order. attributes: stride, padding,
     dilation, groups of a convolution; scale of an attention. trainable: the weight is a parameter and its
-    mask must hold in training.
+    mask must hold in training. input_quant: the module gets the real x and has to quantise it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class SparseSite:
     epilogue: tuple[Epilogue, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     trainable: bool = False
+    input_quant: InputQuant | None = None
 
     @property
     def has_residual(self) -> bool:
@@ -160,6 +162,8 @@ class DenseSite(nn.Module):
         return weight if self.fixed is None else weight + self.fixed
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.rest.input_quant is not None:
+            x = self.rest.input_quant(x)
         if self.op == "linear":
             out = F.linear(x, self.effective_weight(), self.bias)
         else:

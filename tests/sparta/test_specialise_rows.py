@@ -134,7 +134,7 @@ def test_mixed_precision_parts():
 
 def test_inexact_integer_sums_are_refused():
     packed = QuantizedInt8.pack(torch.randn(8, 2000))
-    with pytest.raises(ValueError, match="column block of at most 1040"):
+    with pytest.raises(ValueError, match="column block of at most 1032"):
         SpecialisedLinear((packed,), integer=True)
 
 

@@ -1,6 +1,7 @@
 """TeSA-specialised Triton kernels, as generated source text."""
 
 from ..formats import SparseFormat
+from ..input_quant import InputQuant
 from .dots import BlockDotLinear, takes_dots
 from .linear import SpecialisedLinear
 from .pieces import ACTIVATIONS, Epilogue
@@ -19,9 +20,12 @@ __all__ = [
 
 
 def specialise(
-    parts: tuple[SparseFormat, ...], activation: str = "none", integer: bool = False
+    parts: tuple[SparseFormat, ...],
+    activation: str = "none",
+    integer: bool = False,
+    quant: InputQuant | None = None,
 ) -> SpecialisedLinear | BlockDotLinear:
     """The kernel for these parts: block-dot where one part's blocks are large enough, else the row-group kernel."""
     if len(parts) == 1 and takes_dots(parts[0]):
-        return BlockDotLinear(parts[0], activation, integer)
-    return SpecialisedLinear(parts, activation, integer)
+        return BlockDotLinear(parts[0], activation, integer, quant)
+    return SpecialisedLinear(parts, activation, integer, quant=quant)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..formats import Dense, RowGroups, SparseFormat
 from ..formats.quantized import Quantized
-from .pieces import MAGIC, Epilogue
+from ..input_quant import MAGIC, InputQuant
+from .pieces import Epilogue
 from .plan import Open, Plan, Repeats, Space, Step
 from .program import Launch, Program, interpreting
 
@@ -104,12 +105,30 @@ def dot_program(spec: DotSpec) -> Program:
     return Program("dots", source)
 
 
-def quantize_program(tokens: int, columns: int) -> Program:
-    """x [M, K] to q [M, K] int8 and scale[m] = max |x[m]| / 127, half to even. Grid: (token tiles,).
+def quantize_program(tokens: int, columns: int, quant: InputQuant | None = None) -> Program:
+    """x [M, K] to q [M, K] int8, half to even: `quant.integers`, else with scale[m] = max |x[m]| / 127.
+
+    Grid: (token tiles,).
 
     Adding 1.5 * 2**23 rounds to an integer that then stands in the low bits: no conversion, which CPUs lack for
     vectors with the saturation that a cast promises.
     """
+    if quant is not None:
+        steps = "".join(f"        {line}\n" for line in quant.lines("v"))
+        return Program(
+            "quantize",
+            f"""@triton.jit
+def quantize(x, q, scale, M, K, stride_x):
+    offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
+    lane = tl.arange(0, {columns})
+    tl.store(scale + offs_m, tl.full([{tokens}], {quant.scale!r}, tl.float32), mask=offs_m < M)
+    for k0 in range(0, K, {columns}):
+        inside = (offs_m < M)[:, None] & (k0 + lane < K)[None, :]
+        v = tl.load(x + offs_m[:, None] * stride_x + (k0 + lane)[None, :], mask=inside, other=0.0).to(tl.float32)
+{steps}        bits = (v + {MAGIC}).to(tl.int32, bitcast=True)
+        tl.store(q + offs_m[:, None] * K + (k0 + lane)[None, :], bits.to(tl.int8), mask=inside)
+""",
+        )
     source = f"""@triton.jit
 def quantize(x, q, scale, M, K, stride_x):
     offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
@@ -137,8 +156,8 @@ def _dot_launch(spec: DotSpec) -> Launch:
 
 
 @lru_cache(maxsize=16)
-def _quantize_launch(tokens: int, columns: int) -> Launch:
-    return Launch(quantize_program(tokens, columns))
+def _quantize_launch(tokens: int, columns: int, quant: InputQuant | None) -> Launch:
+    return Launch(quantize_program(tokens, columns, quant))
 
 
 def takes_dots(part: SparseFormat) -> bool:
@@ -155,12 +174,14 @@ def takes_dots(part: SparseFormat) -> bool:
 class BlockDotLinear:
     """activation(X W^T + bias) + residual with one packed part whose blocks go through `tl.dot`.
 
-    integer: int8 x int8 into int32; the input is quantised per token first.
+    integer: int8 x int8 into int32; the input is quantised first: as `quant` says, else per token. With `quant`
+    the bias must hold `quant.shift`.
     """
 
     part: SparseFormat
     activation: str = "none"
     integer: bool = False
+    quant: InputQuant | None = None
     order: Tensor = field(init=False)
     _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
@@ -272,7 +293,7 @@ class BlockDotLinear:
             source = Space("q", m * k, torch.int8)
             token_scale = Space("token_scale", m, torch.float32)
             first = (Open("x"), source, token_scale, m, k, stride)
-            steps.append(Step(_quantize_launch(tile, 64), (-(-m // tile),), first))
+            steps.append(Step(_quantize_launch(tile, 64, self.quant), (-(-m // tile),), first))
             stride = k
         bias, residual = (Open(n if n in opened else "x") for n in ("bias", "residual"))
         arguments = (

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..formats import NM, Dense, RowGroups, SparseFormat
 from ..formats.base import Tile, round_up
 from ..formats.quantized import Quantized
+from ..input_quant import InputQuant
 from ..vector_unit import vector_unit
 from .pieces import ConvSpec, Epilogue, image_panel_program, panel_program, quantized_panel_program
 from .plan import Open, Plan, Repeats, Space, Step
@@ -82,8 +83,8 @@ def _panel_launch(compute: str, tokens: int, strip: int) -> Launch:
 
 
 @lru_cache(maxsize=64)
-def _quantized_panel_launch(tokens: int) -> Launch:
-    return Launch(quantized_panel_program(tokens, PANEL_COLUMNS))
+def _quantized_panel_launch(tokens: int, quant: InputQuant | None) -> Launch:
+    return Launch(quantized_panel_program(tokens, PANEL_COLUMNS, quant))
 
 
 @lru_cache(maxsize=256)
@@ -101,8 +102,9 @@ def _patches(x: Tensor, conv: ConvSpec) -> Tensor:
 class SpecialisedLinear:
     """Parts that add up to one weight [N, K], specialised with their epilogue.
 
-    integer: int8 x int8 arithmetic; the input is quantised per token on the way in. All parts must then be
-    quantised with the same scale. Otherwise quantised weights multiply real inputs.
+    integer: int8 x int8 arithmetic; the input is quantised on the way in: as `quant` says (the bias must then hold
+    `quant.shift`), else per token. All parts must then be quantised with the same scale. Otherwise quantised weights
+    multiply real inputs.
     batches: the weight stacks this many matrices, each `rows_per_batch` rows padded to whole tiles (see `bmm`).
     """
 
@@ -111,6 +113,7 @@ class SpecialisedLinear:
     integer: bool = False
     batches: int = 1
     rows_per_batch: int = 0
+    quant: InputQuant | None = None
     order: Tensor = field(init=False)
     _plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict, init=False)
     _repeats: Repeats = field(default_factory=Repeats, init=False)
@@ -276,7 +279,7 @@ class SpecialisedLinear:
             launch = _image_panel_launch(spec.compute, tokens, conv)
             first = Step(launch, grid, (Open("x"), xp, *image, *x.stride()))
         elif self.integer:
-            launch = _quantized_panel_launch(tokens)
+            launch = _quantized_panel_launch(tokens, self.quant)
             first = Step(launch, (panels,), (Open("x"), xp, scale, *sizes, *x.stride()))
         else:
             first = Step(

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..input_quant import MAGIC, InputQuant
 from .program import Program
-
-MAGIC = 12582912.0
-"""1.5 * 2**23: added to |x| < 2**22 it leaves the nearest integer (half to even) in the low bits of a float32."""
 
 ACTIVATIONS: dict[str, str] = {
     "none": "{x}",
@@ -99,11 +97,13 @@ def panel(x, xp, M, K, KP, panels, stride_i, stride_m, stride_k):
     return Program("panel", source)
 
 
-def quantized_panel_program(tokens: int, columns: int) -> Program:
-    """As `panel_program`, quantised per token: integers in float32 panels, scale[m] = max |x[m]| / 127.
+def quantized_panel_program(tokens: int, columns: int, quant: InputQuant | None = None) -> Program:
+    """As `panel_program`, as integers in float32 panels: those of `quant`, else with scale[m] = max |x[m]| / 127.
 
     Rounds half to even by adding and subtracting 1.5 * 2**23, exact for |x| < 2**22. Grid: (panels,).
     """
+    if quant is not None:
+        return Program("quantized_panel", _given_panel_source(tokens, columns, quant))
     source = f"""@triton.jit
 def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k):
     which = tl.program_id(0) // panels
@@ -128,6 +128,23 @@ def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k
         tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(q), mask=(offs_k < KP)[:, None])
 """
     return Program("quantized_panel", source)
+
+
+def _given_panel_source(tokens: int, columns: int, quant: InputQuant) -> str:
+    steps = "".join(f"        {line}\n" for line in quant.lines("q"))
+    return f"""@triton.jit
+def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k):
+    which = tl.program_id(0) // panels
+    lane = tl.arange(0, {tokens})
+    offs_m = (tl.program_id(0) % panels) * {tokens} + lane
+    tl.store(scale + tl.program_id(0) * {tokens} + lane, tl.full([{tokens}], {quant.scale!r}, tl.float32))
+    base = xp + tl.program_id(0) * KP * {tokens}
+    for k0 in range(0, KP, {columns}):
+        offs_k = k0 + tl.arange(0, {columns})
+        inside = (offs_m < M)[:, None] & (offs_k < K)[None, :]
+        q = tl.load({_at("offs_k")}, mask=inside, other=0.0).to(tl.float32)
+{steps}        tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(q), mask=(offs_k < KP)[:, None])
+"""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pieces import MAGIC, Epilogue
+from ..input_quant import MAGIC
+from .pieces import Epilogue
 from .program import Program
 
-EXACT_COLUMNS = 1040
-"""127 * 127 * 1040 < 2**24: so many int8 products add up exactly in float32."""
+EXACT_COLUMNS = 1032
+"""128 * 127 * 1032 < 2**24: so many int8 products add up exactly in float32."""
 
 
 @dataclass(frozen=True)

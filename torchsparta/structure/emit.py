@@ -16,10 +16,12 @@ from torch import Tensor, fx
 
 from ..capture import packet_name, symbolic_dims
 from ..errors import CaptureError
+from ..input_quant import InputQuant
 from ..propagation.contraction import Contraction, Convolution, Linear
 from ..propagation.facts import Call, is_tensor
 from ..tesa import TeSA, compact
 from ..transform import Epilogue, SparseSite
+from .absorb import quantised_input
 from .cut import cut, varying
 from .keep import Axis, CallAxes
 
@@ -139,7 +141,7 @@ class Emitter:
         lead = int(np.prod([a.sum() for a in self.axes.out()[:-1]], dtype=np.int64))
 
         used = columns & live[torch.from_numpy(rows)].any(0).numpy()
-        x = self.arg(ix)
+        x, quant = self._input(ix)
         saved, moved = lead * int(rows.sum()) * int((columns & ~used).sum()), lead * int(used.sum())
         if used.any() and saved > MACS_PER_MOVED_ELEMENT * moved:
             x = self.call(aten.index_select.default, x, -1, self._positions(columns, used))
@@ -153,7 +155,7 @@ class Emitter:
         bias, rest = self._fold(bias, value, rows, weight)
         fusible = rest is None and rows is wanted
         node = self._site(
-            "linear", x, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, fusible
+            "linear", x, quant, iw, weight, live, rows, columns, bias, ix, {}, rule.transposed, fusible
         )
         if rest is not None:
             axes = self.axes.out()[:-1] + [rows]
@@ -174,7 +176,7 @@ class Emitter:
             grid = channels.reshape(groups, per_group)
             columns, kept_groups = np.asarray(grid.any(axis=0)), int(grid.any(axis=1).sum())
         bias = None if call.index_of(call.at(2)) is None else builder.value(call.sources[2])
-        x = self.arg(0)
+        x, quant = self._input(0)
         positions = int(np.prod(call.out.shape[2:], dtype=np.int64)) * int(call.inputs[0].shape[0])
         taps = int(np.prod(weight.shape[2:], dtype=np.int64))
         if groups == 1:
@@ -203,7 +205,7 @@ class Emitter:
         attributes["groups"] = kept_groups
         fusible = rest is None and rows is wanted
         op = packet_name(self.node.target)
-        node = self._site(op, x, 1, weight, live, rows, columns, bias, 0, attributes, False, fusible)
+        node = self._site(op, x, quant, 1, weight, live, rows, columns, bias, 0, attributes, False, fusible)
         if rest is not None:
             axes = [self.axes.out()[0], rows, *self.axes.out()[2:]]
             value = self._cut_compact(rest, axes).to(call.out.dtype)
@@ -226,6 +228,12 @@ class Emitter:
         target = self.builder.module(self.node.name, self.builder.chooser(site))
         self.builder.sites.append((target, site))
         return self.builder.graph.call_module(target, tuple(self.arg(i) for i in range(3)))
+
+    def _input(self, ix: int) -> tuple[fx.Node, InputQuant | None]:
+        """Input ix of a site, and how the site has to quantise it: what a fake quantisation in front of it did."""
+        x, dtype = self.arg(ix), self.node_call.sources[ix].meta["val"].dtype
+        found = quantised_input(x, self.builder.tensors) if dtype == torch.float32 else None
+        return (x, None) if found is None else found
 
     def _weight(self, iw: int, transposed: bool) -> tuple[Tensor, Tensor]:
         """(weight, live) as [N, K, …]: elements that are not needed are zero; live is where a mask leaves
@@ -283,6 +291,7 @@ class Emitter:
         self,
         op: str,
         x: fx.Node,
+        quantised: InputQuant | None,
         iw: int,
         weight: Tensor,
         live: Tensor,
@@ -318,7 +327,7 @@ class Emitter:
         epilogue, residual, last = self._epilogue() if fusible else ((), None, self.node)
         path = name.rpartition(".")[0] or self.node.name
         site = SparseSite(
-            path, op, small, bias, tesa, tuple(shape), epilogue, attributes, trainable=builder.trainable
+            path, op, small, bias, tesa, tuple(shape), epilogue, attributes, builder.trainable, quantised
         )
         target = builder.module(path, builder.chooser(site))
         builder.sites.append((target, site))

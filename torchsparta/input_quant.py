@@ -1,0 +1,73 @@
+"""Quantization of what goes into a site: the integers that int8 x int8 kernels multiply, and the same in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INT8 = (-128, 127)
+MAGIC = 12582912.0
+"""1.5 * 2**23: added to |x| < 2**22 it leaves the nearest integer (half to even) in the low bits of a float32."""
+
+
+@dataclass(frozen=True)
+class InputQuant:
+    """real = scale * (q - zero_point), q an integer from qmin to qmax; one scale for the whole tensor.
+
+    A zero point need not be an integer (LSQ+). q is stored as int8 less `offset`, so that 0..255 fits. Integers know
+    no NaN: where x has one, kernels give some number.
+    """
+
+    scale: float
+    zero_point: float
+    qmin: int
+    qmax: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x as its quantizer leaves it, in the operations and the order of the masked model."""
+        scale, zero = x.new_full((), self.scale), x.new_full((), self.zero_point)  # tensors: a true division
+        return (torch.clamp(torch.round(x / scale + zero), self.qmin, self.qmax) - zero) * scale
+
+    @property
+    def offset(self) -> int:
+        """What is taken off q so that it fits int8."""
+        return 128 if self.qmin == 0 and self.qmax > INT8[1] else 0
+
+    @property
+    def fits_int8(self) -> bool:
+        return INT8[0] <= self.qmin - self.offset and self.qmax - self.offset <= INT8[1]
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether 0 is one of the values: only then zeros around an image are integers as well."""
+        return self.zero_point == int(self.zero_point) and self.qmin <= self.zero_point <= self.qmax
+
+    def integers(self, x: Tensor) -> Tensor:
+        """q less `offset`, int8: the reference of the kernels."""
+        x = x.float()
+        scale, zero = x.new_full((), self.scale), x.new_full((), self.zero_point)
+        return (torch.clamp(torch.round(x / scale + zero), self.qmin, self.qmax) - self.offset).to(torch.int8)
+
+    def shift(self, weight: Tensor, row_scale: Tensor) -> Tensor:
+        """[N] float64: what the products of `integers` with an integer weight [N, K] lack of the real ones.
+
+        x w = sum scale (q - zero_point) row_scale w = scale row_scale (sum (q - offset) w + (offset - zero_point)
+        sum w): the second term does not depend on x.
+        """
+        sums = weight.double().sum(1)
+        return self.scale * row_scale.double() * (self.offset - self.zero_point) * sums
+
+    def lines(self, value: str) -> list[str]:
+        """Triton source that turns float32 `value` into `integers`, still float32.
+
+        Adding and subtracting 1.5 * 2**23 rounds half to even; beyond 2**22 the clamp decides in any case.
+        """
+        low, high = float(self.qmin), float(self.qmax)
+        return [
+            f"{value} = tl.div_rn({value}, tl.full({value}.shape, {self.scale!r}, tl.float32)) + {self.zero_point!r}",
+            f"{value} = tl.minimum(tl.maximum({value}, {low - 1.0!r}), {high + 1.0!r})",
+            f"{value} = ({value} + {MAGIC}) - {MAGIC}",
+            f"{value} = tl.minimum(tl.maximum({value}, {low!r}), {high!r}) - {float(self.offset)!r}",
+        ]
