@@ -59,15 +59,27 @@ class InputQuant:
         sums = weight.double().sum(1)
         return self.scale * row_scale.double() * (self.offset - self.zero_point) * sums
 
-    def lines(self, value: str) -> list[str]:
-        """Triton source that turns float32 `value` into `integers`, still float32.
+    def parameters(self, device: torch.device) -> Tensor:
+        """float32 [5] as `LEVELS` reads it: one kernel serves all scales."""
+        values = (self.scale, self.zero_point, self.qmin, self.qmax, self.offset)
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
-        Adding and subtracting 1.5 * 2**23 rounds half to even; beyond 2**22 the clamp decides in any case.
-        """
-        low, high = float(self.qmin), float(self.qmax)
-        return [
-            f"{value} = tl.div_rn({value}, tl.full({value}.shape, {self.scale!r}, tl.float32)) + {self.zero_point!r}",
-            f"{value} = tl.minimum(tl.maximum({value}, {low - 1.0!r}), {high + 1.0!r})",
-            f"{value} = ({value} + {MAGIC}) - {MAGIC}",
-            f"{value} = tl.minimum(tl.maximum({value}, {low!r}), {high!r}) - {float(self.offset)!r}",
-        ]
+
+LEVELS = (
+    "s = tl.load(levels)",
+    "zero = tl.load(levels + 1)",
+    "low = tl.load(levels + 2)",
+    "high = tl.load(levels + 3)",
+    "offset = tl.load(levels + 4)",
+)
+"""Triton source that reads `InputQuant.parameters`."""
+
+
+def level(value: str) -> str:
+    """Triton source that turns a float32 tile into `InputQuant.integers`, still float32.
+
+    Clamping before rounding gives what clamping afterwards gives, for the bounds are integers; the offset goes off
+    last, where nothing is rounded any more.
+    """
+    clamped = f"tl.minimum(tl.maximum(tl.div_rn({value}, s) + zero, low), high)"
+    return f"((({clamped} + {MAGIC}) - {MAGIC}) - offset)"

@@ -74,6 +74,19 @@ def test_integer_kernels_bit_for_bit():
         assert torch.equal(SparseLinear((part,), integer=True, input_quant=quant)(x), wanted)
 
 
+@pytest.mark.parametrize("k", [257, 258, 259, 1032])
+def test_the_largest_sums_are_exact(k):
+    """-128 x 127 everywhere: 259 of them no longer fit the bits that a float32 keeps for its sums as they stand."""
+    quant, x = QUANTS["unsigned"], torch.full((3, k), -1e9)
+    w = torch.ones(8, k)
+    w[:, ::7] *= -1
+    for part in (QuantizedInt8.pack(w, w > -2, fine=True), QuantizedInt8.pack(w, None)):
+        exact = (quant.integers(x).long() + 128 - 120) @ part.unpack_integers().long().T
+        wanted = exact.double() * quant.scale * part.scale.double()
+        got = SparseLinear((part,), integer=True, input_quant=quant)(x)
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
+
+
 @by_quant
 def test_every_way_to_run_a_layer_quantises(quant):
     x = inputs(12, 70).clamp(-50, 50)

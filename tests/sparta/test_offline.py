@@ -21,9 +21,11 @@ from triton.compiler import ASTSource
 from torchsparta.formats import NM, Block, Dense, FineGrained, Int4, QuantizedInt8, Tile
 from torchsparta.specialise import Epilogue, specialise
 from torchsparta.specialise.attention import AttentionSpec, attention_program
-from torchsparta.specialise.dots import dot_program, quantize_program
+from torchsparta.specialise.dots import dot_program, given_quantize_program, quantize_program
 from torchsparta.specialise.linear import SpecialisedLinear
-from torchsparta.specialise.pieces import ConvSpec, image_panel_program, panel_program, quantized_panel_program
+from torchsparta.specialise.pieces import (
+    ConvSpec, given_panel_program, image_panel_program, panel_program, quantized_panel_program,
+)
 from torchsparta.specialise.rows import rows_program
 
 backend, arch, warp = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -80,7 +82,9 @@ for dtype, x in ((torch.float32, "*fp32"), (torch.float16, "*fp16"), (torch.bflo
     conv = ConvSpec((3, 3), (2, 2), (1, 1), (1, 1))
     check(f"image panel {x}", image_panel_program("tl.float32", 64, 64, conv), {"x": x}, SIZES)
     check(f"quantized panel {x}", quantized_panel_program(64, 64), {"x": x}, SIZES)
+    check(f"given panel {x}", given_panel_program(64, 64), {"x": x}, SIZES)
     check(f"quantize {x}", quantize_program(16, 64), {"x": x, "q": "*i8"}, SIZES)
+    check(f"given quantize {x}", given_quantize_program(16, 64), {"x": x, "q": "*i8"}, SIZES)
 
 integer = QuantizedInt8.pack(w, mask, block=(32, 32), tile=Tile(32), group=32)
 spec = specialise((integer,), integer=True).spec(128, torch.float32, full)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..formats import Dense, RowGroups, SparseFormat
 from ..formats.quantized import Quantized
-from ..input_quant import MAGIC, InputQuant
-from .pieces import Epilogue
+from ..input_quant import LEVELS, MAGIC, InputQuant, level
+from .pieces import Epilogue, indented
 from .plan import Open, Plan, Repeats, Space, Step
 from .program import Launch, Program, interpreting
 
@@ -105,30 +105,12 @@ def dot_program(spec: DotSpec) -> Program:
     return Program("dots", source)
 
 
-def quantize_program(tokens: int, columns: int, quant: InputQuant | None = None) -> Program:
-    """x [M, K] to q [M, K] int8, half to even: `quant.integers`, else with scale[m] = max |x[m]| / 127.
-
-    Grid: (token tiles,).
+def quantize_program(tokens: int, columns: int) -> Program:
+    """x [M, K] to q [M, K] int8 and scale[m] = max |x[m]| / 127, half to even. Grid: (token tiles,).
 
     Adding 1.5 * 2**23 rounds to an integer that then stands in the low bits: no conversion, which CPUs lack for
     vectors with the saturation that a cast promises.
     """
-    if quant is not None:
-        steps = "".join(f"        {line}\n" for line in quant.lines("v"))
-        return Program(
-            "quantize",
-            f"""@triton.jit
-def quantize(x, q, scale, M, K, stride_x):
-    offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
-    lane = tl.arange(0, {columns})
-    tl.store(scale + offs_m, tl.full([{tokens}], {quant.scale!r}, tl.float32), mask=offs_m < M)
-    for k0 in range(0, K, {columns}):
-        inside = (offs_m < M)[:, None] & (k0 + lane < K)[None, :]
-        v = tl.load(x + offs_m[:, None] * stride_x + (k0 + lane)[None, :], mask=inside, other=0.0).to(tl.float32)
-{steps}        bits = (v + {MAGIC}).to(tl.int32, bitcast=True)
-        tl.store(q + offs_m[:, None] * K + (k0 + lane)[None, :], bits.to(tl.int8), mask=inside)
-""",
-        )
     source = f"""@triton.jit
 def quantize(x, q, scale, M, K, stride_x):
     offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
@@ -150,14 +132,31 @@ def quantize(x, q, scale, M, K, stride_x):
     return Program("quantize", source)
 
 
+def given_quantize_program(tokens: int, columns: int) -> Program:
+    """As `quantize_program` with the levels of an `InputQuant`, the same for all tokens."""
+    source = f"""@triton.jit
+def given_quantize(x, q, scale, levels, M, K, stride_x):
+    offs_m = tl.program_id(0) * {tokens} + tl.arange(0, {tokens})
+    lane = tl.arange(0, {columns})
+{indented(LEVELS)}    tl.store(scale + offs_m, tl.zeros([{tokens}], dtype=tl.float32) + s, mask=offs_m < M)
+    for k0 in range(0, K, {columns}):
+        inside = (offs_m < M)[:, None] & (k0 + lane < K)[None, :]
+        tile = tl.load(x + offs_m[:, None] * stride_x + (k0 + lane)[None, :], mask=inside, other=0.0)
+        v = {level("tile.to(tl.float32)")}
+        bits = (v + {MAGIC}).to(tl.int32, bitcast=True)
+        tl.store(q + offs_m[:, None] * K + (k0 + lane)[None, :], bits.to(tl.int8), mask=inside)
+"""
+    return Program("given_quantize", source)
+
+
 @lru_cache(maxsize=1024)
 def _dot_launch(spec: DotSpec) -> Launch:
     return Launch(dot_program(spec))
 
 
 @lru_cache(maxsize=16)
-def _quantize_launch(tokens: int, columns: int, quant: InputQuant | None) -> Launch:
-    return Launch(quantize_program(tokens, columns, quant))
+def _quantize_launch(tokens: int, columns: int, given: bool) -> Launch:
+    return Launch((given_quantize_program if given else quantize_program)(tokens, columns))
 
 
 def takes_dots(part: SparseFormat) -> bool:
@@ -292,8 +291,10 @@ class BlockDotLinear:
             tile = 16
             source = Space("q", m * k, torch.int8)
             token_scale = Space("token_scale", m, torch.float32)
-            first = (Open("x"), source, token_scale, m, k, stride)
-            steps.append(Step(_quantize_launch(tile, 64, self.quant), (-(-m // tile),), first))
+            levels = () if self.quant is None else (self.quant.parameters(x.device),)
+            first = (Open("x"), source, token_scale, *levels, m, k, stride)
+            launch = _quantize_launch(tile, 64, self.quant is not None)
+            steps.append(Step(launch, (-(-m // tile),), first))
             stride = k
         bias, residual = (Open(n if n in opened else "x") for n in ("bias", "residual"))
         arguments = (

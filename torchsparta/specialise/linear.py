@@ -18,7 +18,14 @@ from ..formats.base import Tile, round_up
 from ..formats.quantized import Quantized
 from ..input_quant import InputQuant
 from ..vector_unit import vector_unit
-from .pieces import ConvSpec, Epilogue, image_panel_program, panel_program, quantized_panel_program
+from .pieces import (
+    ConvSpec,
+    Epilogue,
+    given_panel_program,
+    image_panel_program,
+    panel_program,
+    quantized_panel_program,
+)
 from .plan import Open, Plan, Repeats, Space, Step
 from .program import Launch
 from .rows import EXACT_COLUMNS, PartSpec, RowsSpec, rows_program
@@ -83,8 +90,8 @@ def _panel_launch(compute: str, tokens: int, strip: int) -> Launch:
 
 
 @lru_cache(maxsize=64)
-def _quantized_panel_launch(tokens: int, quant: InputQuant | None) -> Launch:
-    return Launch(quantized_panel_program(tokens, PANEL_COLUMNS, quant))
+def _quantized_panel_launch(tokens: int, given: bool) -> Launch:
+    return Launch((given_panel_program if given else quantized_panel_program)(tokens, PANEL_COLUMNS))
 
 
 @lru_cache(maxsize=256)
@@ -279,8 +286,9 @@ class SpecialisedLinear:
             launch = _image_panel_launch(spec.compute, tokens, conv)
             first = Step(launch, grid, (Open("x"), xp, *image, *x.stride()))
         elif self.integer:
-            launch = _quantized_panel_launch(tokens, self.quant)
-            first = Step(launch, (panels,), (Open("x"), xp, scale, *sizes, *x.stride()))
+            launch = _quantized_panel_launch(tokens, self.quant is not None)
+            levels = () if self.quant is None else (self.quant.parameters(x.device),)
+            first = Step(launch, (panels,), (Open("x"), xp, scale, *levels, *sizes, *x.stride()))
         else:
             first = Step(
                 _panel_launch(spec.compute, tokens, strip), grid, (Open("x"), xp, *sizes, *x.stride())

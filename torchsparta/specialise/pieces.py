@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..input_quant import MAGIC, InputQuant
+from ..input_quant import LEVELS, MAGIC, level
 from .program import Program
 
 ACTIVATIONS: dict[str, str] = {
@@ -97,13 +98,11 @@ def panel(x, xp, M, K, KP, panels, stride_i, stride_m, stride_k):
     return Program("panel", source)
 
 
-def quantized_panel_program(tokens: int, columns: int, quant: InputQuant | None = None) -> Program:
-    """As `panel_program`, as integers in float32 panels: those of `quant`, else with scale[m] = max |x[m]| / 127.
+def quantized_panel_program(tokens: int, columns: int) -> Program:
+    """As `panel_program`, quantised per token: integers in float32 panels, scale[m] = max |x[m]| / 127.
 
     Rounds half to even by adding and subtracting 1.5 * 2**23, exact for |x| < 2**22. Grid: (panels,).
     """
-    if quant is not None:
-        return Program("quantized_panel", _given_panel_source(tokens, columns, quant))
     source = f"""@triton.jit
 def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k):
     which = tl.program_id(0) // panels
@@ -130,21 +129,27 @@ def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k
     return Program("quantized_panel", source)
 
 
-def _given_panel_source(tokens: int, columns: int, quant: InputQuant) -> str:
-    steps = "".join(f"        {line}\n" for line in quant.lines("q"))
-    return f"""@triton.jit
-def quantized_panel(x, xp, scale, M, K, KP, panels, stride_i, stride_m, stride_k):
+def given_panel_program(tokens: int, columns: int) -> Program:
+    """As `quantized_panel_program` with the levels of an `InputQuant`, the same for all tokens."""
+    source = f"""@triton.jit
+def given_panel(x, xp, scale, levels, M, K, KP, panels, stride_i, stride_m, stride_k):
     which = tl.program_id(0) // panels
     lane = tl.arange(0, {tokens})
     offs_m = (tl.program_id(0) % panels) * {tokens} + lane
-    tl.store(scale + tl.program_id(0) * {tokens} + lane, tl.full([{tokens}], {quant.scale!r}, tl.float32))
+{indented(LEVELS)}    tl.store(scale + tl.program_id(0) * {tokens} + lane, tl.zeros([{tokens}], dtype=tl.float32) + s)
     base = xp + tl.program_id(0) * KP * {tokens}
     for k0 in range(0, KP, {columns}):
         offs_k = k0 + tl.arange(0, {columns})
         inside = (offs_m < M)[:, None] & (offs_k < K)[None, :]
-        q = tl.load({_at("offs_k")}, mask=inside, other=0.0).to(tl.float32)
-{steps}        tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(q), mask=(offs_k < KP)[:, None])
+        tile = tl.load({_at("offs_k")}, mask=inside, other=0.0).to(tl.float32)
+        q = tl.where(inside, {level("tile")}, 0.0)
+        tl.store(base + offs_k[:, None] * {tokens} + lane[None, :], tl.trans(q), mask=(offs_k < KP)[:, None])
 """
+    return Program("given_panel", source)
+
+
+def indented(lines: Iterable[str]) -> str:
+    return "".join(f"    {line}\n" for line in lines)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _accumulate(part: PartSpec, p: int, spec: RowsSpec, lead: int) -> list[str]:
 
 def _as_integer(value: str, columns: int) -> str:
     """An integer-valued float32 sum of `columns` int8 products as int32: by its bits where it is small enough."""
-    if columns * 127 * 127 < 2**22:
+    if columns * 128 * 127 < 2**22:
         return f"(({value} + {MAGIC}).to(tl.int32, bitcast=True) - 0x4B400000)"
     return f"{value}.to(tl.int32)"
 
