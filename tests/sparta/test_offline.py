@@ -44,7 +44,7 @@ def check(name, program, pointers, integers):
 
 TABLES = {"ptr": "*i32", "idx": "*i32", "order": "*i32", "meta": "*u8"}
 SIZES = {"M", "N", "K", "KP", "panels", "stride_y", "stride_i", "stride_m", "stride_k", "stride_x", "H", "W", "OW",
-         "stride_c", "stride_h", "stride_w"}
+         "stride_c", "stride_h", "stride_w", "items"}
 
 
 def pointers_of(parts, x="*fp32"):
@@ -111,6 +111,6 @@ def test_every_kernel_compiles_and_fits(name, target, tmp_path):
     done = subprocess.run([sys.executable, str(script), *target], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(kernels) == (7 * 3 + 3 + 5) + 2 * (7 + 3 + 5) + 2
+    assert len(kernels) == (7 * 3 + 3 + 7) + 2 * (7 + 3 + 7) + 2
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_BYTES[name], kernel
