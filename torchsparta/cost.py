@@ -414,9 +414,8 @@ def _write_cache(rates: Rates) -> None:
 def fine_tile(k: int, density: float) -> Tile:
     """The tile of a fine-grained part: columns in blocks that fit the first-level cache where lists stay long.
 
-    A block of 128 columns by 64 tokens is 32 KiB of the 48 KiB of recent cores; 64 columns fit 32 KiB. With fewer
-    than about ten alive elements a row and block, the cost of a list outweighs that of reading the panel from the
-    second-level cache.
+    A block of 128 columns by 64 tokens is 32 KiB, all of the first-level cache of many cores. With fewer than about ten
+    alive elements a row and block, the cost of a list outweighs that of reading the panel from the second-level cache.
     """
     fits = vector_unit().panel_columns()
     columns = fits if density * fits >= 10 else 2 * fits if density * 2 * fits >= 10 else 0

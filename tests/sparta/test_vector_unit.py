@@ -2,6 +2,7 @@
 
 import platform
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,13 @@ def test_few_tokens_get_small_panels():
 def test_gpus_are_not_given_the_hosts_registers():
     assert vector_unit("cuda") is WIDE
     assert (NARROW.max_group, WIDE.max_group) == (4, 8)
-    assert NARROW.panel_columns() == 64 and WIDE.panel_columns() == 128
+
+
+@pytest.mark.parametrize("kib, columns", [(16, 64), (32, 128), (48, 128), (64, 256)])
+def test_a_panel_fills_the_first_level_cache(kib, columns):
+    unit = replace(NARROW, l1_bytes=kib * 1024)
+    assert unit.panel_columns() == columns
+    assert columns * unit.tokens(128, 1) * 4 <= unit.l1_bytes
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
