@@ -80,6 +80,7 @@ def rule_on(
             and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
         "lasting": e.last_third > x.min_last_third
+        and (e.quarters[3] > x.min_last_quarter or e.stairs >= x.min_stairs)
         and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
         "kept": e.returned < x.max_returned and e.net >= x.min_net,
         "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),

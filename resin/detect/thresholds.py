@@ -36,6 +36,7 @@ class Thresholds:
     min_drift_t: float = 3.0  # Student t over eight parts of the ramp: p of 0.01 with 7 degrees of freedom
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
+    min_last_quarter: float = 0.1  # of the growth, which is 0.4 of an even share: it still goes on
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
     slowing_last_third: float = 0.9  # ... or below this, when the time before grew so much faster:
     slowing_before: float = 1.5

@@ -108,6 +108,17 @@ def test_restart_ends_one_run_and_begins_another():
     assert finding.end_s == pytest.approx(399 * 60)
 
 
+def test_a_process_that_outlived_a_leak_of_the_one_before_does_not_leak():
+    leaking = 300 * MIB + np.arange(400) * 2 * MIB
+    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(200)]))).verdict == "leak"
+    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(420)]))).verdict == "bounded"
+
+
+def test_growth_that_has_all_but_stopped_in_its_last_quarter_is_no_leak():
+    grown = np.minimum(np.arange(720), 560 + np.clip(np.arange(720) - 560, 0, None) * 0.25)
+    assert judge(series(800 * MIB + 0.5 * MIB * grown + noise(720))).verdict != "leak"
+
+
 def test_two_leaking_runs_are_a_saw_tooth():
     run = 200 * MIB + np.arange(300) * 3 * MIB
     finding = judge(series(np.concatenate([run, run])))
