@@ -42,6 +42,8 @@ class Thresholds:
     slowing_before: float = 1.5
     # --- growth between jumps -------------------------------------------------------------------------
     max_jump_share: float = 0.3  # of the blocks: beyond, little is quiet enough to show a drift
+    crowded_jump_share: float = 0.4  # ... or up to this many, where the rest is as even as this:
+    crowded_drift_t: float = 6.0  # p of 0.0003
     min_quiet_drift_t: float = 4.5  # p of 0.001: without its jumps a leak is smooth
     min_quiet_steps: int = 10
     min_net: float = 0.5  # of the drift must be left in the floor itself
