@@ -11,9 +11,9 @@ Array = NDArray[np.float64]
 _BLOCKS = (128, 64, 32)
 _LEAST = 16  # blocks; fewer have no vote worth counting
 _LAGS = (1, 2, 4)
-_AGREED = 0.6  # of the votes: the finest view that reaches it decides
-_LEAST_AGREED = 0.4  # below, the votes say nothing
-_SAME = 0.65  # of the slope: what rose this fast before is the same growth
+_AGREED = 0.5  # of the votes: the finest view that reaches it decides
+_LEAST_AGREED = 0.3  # below, the votes say nothing
+_SAME = 0.9  # of the slope: what rose this fast before is the same growth; both are known to a tenth at best
 _LEAST_MEDIAN = 0.5  # of the slope: rise of the median block of the growth
 _TIE = 0.5  # votes: breaks this close to the best are as good, and their middle is taken
 

@@ -96,12 +96,21 @@ def _finding(one: Prepared, evidence: list[list[Evidence | Quiet]], thresholds: 
         last = views[0] if isinstance(views[0], Quiet) else rulings[0]
     assert last is not None
     if leaks:
-        run, ruling = leaks[-1]
+        run = leaks[-1][0]
         ruling = next(r for n, r in leaks if n == run)  # the longest view of the latest leaking run
+    if leaks and not _outlived(one, run, ruling):
         return _leak(one, run, ruling, restarts_that_leak=len({n for n, _ in leaks}), thresholds=thresholds)
     if isinstance(last, Quiet):
         return _still(one, len(one.runs) - 1, last, thresholds)
     return _no_leak(one, len(one.runs) - 1, last, thresholds)
+
+
+def _outlived(one: Prepared, run: int, ruling: Ruling) -> bool:
+    """Whether the process that took its place has run for as long as the growth took, without growing so."""
+    if run == len(one.runs) - 1:
+        return False
+    a, b = one.runs[-1]
+    return float(one.t[b - 1] - one.t[a]) >= ruling.evidence.length_s
 
 
 def _leak(

@@ -80,9 +80,10 @@ def rule_on(
             and e.drift_t >= (x.min_quiet_drift_t if e.drift else x.min_drift_t)
         ),
         "lasting": e.last_third > x.min_last_third
+        and (e.quarters[3] > x.min_last_quarter or e.stairs >= x.min_stairs)
         and (not whole.slows_down or _straight_by_now(e, run_t, run_y)),
         "kept": e.returned < x.max_returned and e.net >= x.min_net,
-        "quiet": not e.drift or (e.jump_share <= x.max_jump_share and e.steps >= x.min_quiet_steps),
+        "quiet": not e.drift or (_quiet_enough(e, x) and e.steps >= x.min_quiet_steps),
     }
     failed = [name for name, holds in conditions.items() if not holds]
     fall = None
@@ -90,6 +91,13 @@ def rule_on(
         fall = largest_fall(run_t, run_y, float(run_t[0]), e.start_s, e.length_s)
         failed = _against_past(e, run_t, run_y, fall, thresholds)
     return Ruling(e, tuple(failed), fall, hours)
+
+
+def _quiet_enough(e: Evidence, x: Thresholds) -> bool:
+    """Few jumps; the more there are, the evener what lies between them has to be."""
+    if e.jump_share <= x.max_jump_share:
+        return True
+    return e.jump_share <= x.crowded_jump_share and e.drift_t >= x.crowded_drift_t
 
 
 def _against_past(

@@ -36,11 +36,14 @@ class Thresholds:
     min_drift_t: float = 3.0  # Student t over eight parts of the ramp: p of 0.01 with 7 degrees of freedom
     min_stairs: int = 5  # ... or this many equal steps at equal distances
     min_last_third: float = 0.4  # slope of the last third over the mean slope: below, it levels off
+    min_last_quarter: float = 0.1  # of the growth, which is 0.4 of an even share: it still goes on
     max_returned: float = 1.0  # median of what is above the floor, in units of the growth
     slowing_last_third: float = 0.9  # ... or below this, when the time before grew so much faster:
     slowing_before: float = 1.5
     # --- growth between jumps -------------------------------------------------------------------------
     max_jump_share: float = 0.3  # of the blocks: beyond, little is quiet enough to show a drift
+    crowded_jump_share: float = 0.4  # ... or up to this many, where the rest is as even as this:
+    crowded_drift_t: float = 6.0  # p of 0.0003
     min_quiet_drift_t: float = 4.5  # p of 0.001: without its jumps a leak is smooth
     min_quiet_steps: int = 10
     min_net: float = 0.5  # of the drift must be left in the floor itself

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resin.detect import judge, judge_many
+from resin.detect import DEFAULT, judge, judge_many
+from resin.detect.rule import _quiet_enough
 from resin.model import Entity, Series
 from resin.simulate import labelled_series
 from resin.simulate.families import families
@@ -106,6 +110,27 @@ def test_restart_ends_one_run_and_begins_another():
     finding = judge(series(y))
     assert finding.verdict == "leak"
     assert finding.end_s == pytest.approx(399 * 60)
+
+
+def test_a_process_that_outlived_a_leak_of_the_one_before_does_not_leak():
+    leaking = 300 * MIB + np.arange(400) * 2 * MIB
+    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(200)]))).verdict == "leak"
+    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(420)]))).verdict == "bounded"
+
+
+def test_growth_that_has_all_but_stopped_in_its_last_quarter_is_no_leak():
+    at = np.arange(720)
+    slowed = series(800 * MIB + 0.5 * MIB * np.minimum(at, 500 + 0.15 * (at - 500).clip(0)) + noise(720))
+    assert judge(slowed).verdict == "unclear"
+    assert judge(slowed, replace(DEFAULT, min_last_quarter=0.0)).verdict == "leak"
+
+
+def test_many_jumps_ask_for_an_evener_drift_between_them():
+    def holds(jump_share, drift_t):
+        return _quiet_enough(SimpleNamespace(jump_share=jump_share, drift_t=drift_t), DEFAULT)
+
+    assert holds(0.3, 4.5) and holds(0.4, 6.0)
+    assert not holds(0.35, 5.9) and not holds(0.41, 20.0)
 
 
 def test_two_leaking_runs_are_a_saw_tooth():
