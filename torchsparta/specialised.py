@@ -19,6 +19,9 @@ from .transform import DenseAttention, DenseSite, SparseSite
 INTERPRETED_MACS = 1_000_000
 """Under TRITON_INTERPRET=1 larger sites stay dense: the interpreter is for testing kernels."""
 
+FAKE_QUANT = 1.8
+"""Times that a fake quantisation in PyTorch takes longer than one in a kernel: 1.5 to 2.3 on a core of Zen 4."""
+
 DENSE_ATTENTION_SHARE = 0.35
 """Above this share of computed pairs dense attention is faster: gathered keys and the online softmax cost time."""
 
@@ -46,8 +49,8 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
         whole = cover(
             flat, mask, tokens, images, rates, bits, scale, dots=dots, integer=True, panel_factor=factor
         )
-        # The other way reads and writes the input once more, to quantise it.
-        outside = (rates or rates_for(flat.device)).quantise_s * tokens * images * flat.shape[1]
+        # The other way quantises the input in passes of PyTorch.
+        outside = FAKE_QUANT * (rates or rates_for(flat.device)).quantise_s * tokens * images * flat.shape[1]
         if whole.predicted_s < found.predicted_s + outside:
             found, integer = whole, True
     if found.parts is None:
