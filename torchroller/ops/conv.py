@@ -21,7 +21,7 @@ from .images import Image, first, image_of, last, stays_planar
 from .registry import Context, rule
 
 MAX_TAPS = 64  # of a depthwise window: its taps are written out
-_COLUMNS = 32  # vectors that a product's tile is wide at least
+_COLUMNS = 32  # that a tile of a product is wide at least
 _FILLED = 0.8  # share of its columns that the positions of an image must fill to be the columns of a product
 
 
