@@ -190,32 +190,41 @@ def _compute_s(t: Tiled, launch: Launch, resident: int) -> float:
     space, device = t.space, t.device
     peak = space.peak(device)
     # A peak counts a multiply-add as two operations; other instructions are one.
-    instructions = (space.vector_ops * t.inner + space.row_ops) * t.block
+    one = 1.0 / (peak.vector_flops / device.units / 2)
+    instructions = space.vector_ops * t.inner + space.row_ops
     if device.is_cpu and not space.has_dot:
-        instructions *= _live_vectors(t)
-    seconds = instructions / (peak.vector_flops / device.units / 2)
+        instructions = (instructions + _moved(t)) * _live_vectors(t) * _around(t)
+    seconds = instructions * t.block * one
     warps = resident * launch.num_warps
-    if device.is_cpu and not space.has_dot:
-        across = (_TURN if turned(t) else _PICKED * device.lanes(4)) if space.crossing else 0.0
-        tests = space.bounded_loads * _tested(t) if space.borders else 0.0
-        vector_moves = space.vector_moves
-        if space.shared_axes is not None:
-            shared = math.prod(t.e[i] for i in space.shared_axes)
-            tests = _PREPARED * space.bounded_loads * _ends(t) / shared
-            vector_moves += space.factor_loads * (_PREPARED / shared - 1.0)
-        moves = (vector_moves * t.inner + space.row_moves + across + tests) * t.block * _live_vectors(t)
-        seconds += moves / (peak.vector_flops / device.units / 2)
-        near = CACHE_SHARE * device.private_levels[-1].capacity_bytes
-        if space.shared_axes is not None and t.footprint > near:
-            seconds *= 1.0 + _AROUND
-        if space.borders and space.shared_axes is None:
-            seconds *= 1.0 + _AROUND * sum(t.e[i] > 1 for i in space.spatial if i not in space.inner)
     if not space.has_dot:
         return seconds if device.is_cpu else seconds / min(1.0, warps / (2 * device.unit_partitions)) ** 0.5
     rate = (peak.matrix_flops or peak.vector_flops) / device.units
     rate *= _cpu_efficiency(t) if device.is_cpu else _gpu_efficiency(t, device, space, launch, warps)
     computed = t.block * t.inner * (live_rows(t) if device.is_cpu else 1.0)
     return seconds + 2.0 * computed / rate
+
+
+def _moved(t: Tiled) -> float:
+    """Vector instructions per spatial point of a kernel without a dot that load, store, turn and test, on a CPU."""
+    space = t.space
+    across = (_TURN if turned(t) else _PICKED * t.device.lanes(4)) if space.crossing else 0.0
+    moves = space.vector_moves * t.inner + space.row_moves + across
+    if space.shared_axes is None:
+        return moves + (space.bounded_loads * _tested(t) if space.borders else 0.0)
+    shared = math.prod(t.e[i] for i in space.shared_axes)
+    prepared = space.factor_loads * t.inner + space.bounded_loads * _ends(t)
+    return moves - space.factor_loads * t.inner + _PREPARED * prepared / shared
+
+
+def _around(t: Tiled) -> float:
+    """Times by which the loops around the rows of a window, or rows that leave L1, lengthen its arithmetic."""
+    space = t.space
+    if space.shared_axes is not None:
+        near = CACHE_SHARE * t.device.private_levels[-1].capacity_bytes
+        return 1.0 + _AROUND * (t.footprint > near)
+    if not space.borders:
+        return 1.0
+    return 1.0 + _AROUND * sum(t.e[i] > 1 for i in space.spatial if i not in space.inner)
 
 
 def _live_vectors(t: Tiled) -> float:
