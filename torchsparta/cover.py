@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,17 +42,22 @@ Packer = Callable[[Tensor, Tensor], tuple[SparseFormat, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Cover:
-    """The chosen way. parts is None where PyTorch's dense product is predicted to be fastest.
+    """The chosen way. parts is None where PyTorch's dense product is predicted to be fastest; else the weight is packed
+    when they are first asked for.
 
     table: every candidate's prediction, fastest first; why: one sentence for the report; packer: packs new
     values of the same weight the same way (training).
     """
 
-    parts: tuple[SparseFormat, ...] | None
+    pack: Callable[[], tuple[SparseFormat, ...]] | None
     packer: Packer
     table: tuple[Prediction, ...]
     why: str
     dense_s: float
+
+    @cached_property
+    def parts(self) -> tuple[SparseFormat, ...] | None:
+        return None if self.pack is None else self.pack()
 
     @property
     def predicted_s(self) -> float:
@@ -291,7 +297,7 @@ def cover(
         return Cover(None, dense_pack, table, why, dense_s)
     packer = quantised_pack(chosen.packer, bits, scale) if quantised and scale is not None else chosen.packer
     why = head + f"{best.format}, predicted {best.time_s * 1e6:.0f} us, dense {dense_s * 1e6:.0f} us{runner}"
-    return Cover(packer(weight, mask), packer, table, why, dense_s)
+    return Cover(lambda: packer(weight, mask), packer, table, why, dense_s)
 
 
 def predicted_by_parts(

@@ -27,8 +27,12 @@ class InputQuant:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x as its quantizer leaves it, in the operations and the order of the masked model."""
-        scale, zero = x.new_full((), self.scale), x.new_full((), self.zero_point)  # tensors: a true division
-        return (torch.clamp(torch.round(x / scale + zero), self.qmin, self.qmax) - zero) * scale
+        return (self._levels(x) - self.zero_point) * self.scale
+
+    def _levels(self, x: Tensor) -> Tensor:
+        """q, of x's dtype. By a tensor: some devices divide by a Python number through its reciprocal."""
+        levels = torch.round(x / x.new_full((), self.scale) + self.zero_point)
+        return torch.clamp(levels, self.qmin, self.qmax)
 
     @property
     def offset(self) -> int:
@@ -46,9 +50,7 @@ class InputQuant:
 
     def integers(self, x: Tensor) -> Tensor:
         """q less `offset`, int8: the reference of the kernels."""
-        x = x.float()
-        scale, zero = x.new_full((), self.scale), x.new_full((), self.zero_point)
-        return (torch.clamp(torch.round(x / scale + zero), self.qmin, self.qmax) - self.offset).to(torch.int8)
+        return (self._levels(x.float()) - self.offset).to(torch.int8)
 
     def shift(self, weight: Tensor, row_scale: Tensor) -> Tensor:
         """[N] float64: what the products of `integers` with an integer weight [N, K] lack of the real ones.

@@ -55,21 +55,11 @@ def specialised(site: SparseSite, rates: Rates | None = None) -> nn.Module:
             found, integer = whole, True
     if found.parts is None:
         return _with(DenseSite(site, found.why), "dense", found)
+    rest = (site.bias, activation, integer, found.why, site.input_quant)
     if site.op == "linear":
-        layer: SparseLinear | SparseConv2d = SparseLinear(
-            found.parts, site.bias, activation, integer, found.why, site.input_quant
-        )
+        layer: SparseLinear | SparseConv2d = SparseLinear(found.parts, *rest)
     else:
-        layer = SparseConv2d(
-            found.parts,
-            weight.shape[1],
-            _conv(site),
-            site.bias,
-            activation,
-            integer,
-            found.why,
-            site.input_quant,
-        )
+        layer = SparseConv2d(found.parts, weight.shape[1], _conv(site), *rest)
     layer.rest = replace(site, weight=site.weight.new_empty(0), bias=None)
     layer.weight_shape = tuple(site.weight.shape)
     if site.trainable:

@@ -209,7 +209,7 @@ def cheaper_in_integers(cover):
         times = tuple(
             type(p)(p.format, p.time_s * (1e-3 if integer else 1.0), p.flops, p.nbytes) for p in found.table
         )
-        return type(found)(found.parts, found.packer, times, found.why, found.dense_s)
+        return type(found)(found.pack, found.packer, times, found.why, found.dense_s)
 
     return patched
 
