@@ -25,6 +25,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# TORCHROLLER_TEST_DEVICE=cuda runs what is about numbers on a GPU: tensors and modules are made there by default.
+if "TORCHROLLER_TEST_DEVICE" in os.environ:
+    import torch
+
+    torch.set_default_device(os.environ["TORCHROLLER_TEST_DEVICE"])
+    torch.backends.cudnn.allow_tf32 = False  # eager is the yardstick of float32
+
+
 @pytest.fixture(autouse=True, scope="module")
 def two_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch = sys.modules.get("torch")

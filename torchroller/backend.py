@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .cuda_graphs import Replayed
 from .decompose import decompositions
 from .errors import StrictError, UntrackedWeight
 from .options import Options, parse_options
@@ -69,12 +70,19 @@ def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, opti
         runner = Specialised(gm, lambda g, args: _Runner(g, args, options, static))
     else:
         runner = _Runner(gm, example_inputs, options, static)
+        if options.cuda_graphs and inference and _recordable(runner.plan, static):
+            runner = Replayed(runner, static, lambda args, plans=runner: plans.plan.steady(args))
 
     def call(args: list[Any]) -> list[Any]:
         return runner(args)
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call
+
+
+def _recordable(plan: ExecutionPlan | EagerPlan, static: frozenset[int]) -> bool:
+    """Whether a CUDA graph of the plan computes what the plan does: inputs that are copied are not written to."""
+    return isinstance(plan, ExecutionPlan) and plan.device.type == "cuda" and plan.written() <= static
 
 
 class _Runner:

@@ -34,7 +34,13 @@ def scratch_bytes(t: Tiled, stages: int) -> int:
     if not space.has_dot or not device.program_scratch_bytes:
         return 0
     buffers = max(1, stages - 1) if device.kind == "hip" else stages
-    return buffers * sum(math.prod(t.e[i] for i in o.axes) * o.itemsize for o in space.staged)
+    tiles = [(o.side, math.prod(t.e[i] for i in o.axes) * o.itemsize) for o in space.staged]
+    return buffers * sum(n for _, n in tiles) + split_dot(t) * sum(n for side, n in tiles if side == "b")
+
+
+def split_dot(t: Tiled) -> bool:
+    """Whether operands of the dot are split into high and low parts: B's go back to shared memory."""
+    return t.device.float32_dot == "tf32x3" and t.space.dot_dtype == "float32"
 
 
 def thread_registers(t: Tiled, num_warps: int) -> float:
@@ -44,6 +50,8 @@ def thread_registers(t: Tiled, num_warps: int) -> float:
     words = max(1, space.itemsize // 4)
     if space.has_dot:
         need = t.block / threads
+        if split_dot(t):
+            need += need + (t.m + t.n) * t.inner / t.steps / threads  # small products are added up apart
         if space.peak(device).matrix_flops is None:
             need += 2 * math.sqrt(need) * min(_FMA_DEPTH, t.inner)
         return need * words + _ADDRESS_REGISTERS

@@ -114,7 +114,8 @@ def given_tiling(expr: TensorExpr, spec: DeviceSpec) -> Tiling:
         return scatter_tiling(expr, spec.is_cpu)
     if is_scan(expr):
         return scan_tiling(expr, spec.is_cpu)
-    return attention_tiling(expr, spec.units if spec.is_cpu else 0)
+    tiling = attention_tiling(expr, spec.units if spec.is_cpu else 0)
+    return replace(tiling, precision=spec.float32_dot)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
@@ -129,6 +130,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         group=program.row_group,
         variant=program.variant,
         units=program.grid if program.variant == "tma-persist" else 0,
+        precision=spec.float32_dot,
         narrow=spec.is_cpu,
     )
 

@@ -180,7 +180,7 @@ A100 = _gpu(
         ("int8", 19.5, 624, (16, 8, 32)),
     ),
     source="NVIDIA A100 80 GB SXM data sheet, Ampere white paper (L2: 5120 B a clock)",
-)
+).multiplying("tf32x3")
 
 H100 = _gpu(
     "H100",
@@ -201,7 +201,7 @@ H100 = _gpu(
         ("int8", 66.9, 1978.9, (64, 16, 32)),
     ),
     source="NVIDIA H100 SXM5 data sheet, Hopper white paper; L2 taken as 5120 B a clock, as on A100",
-)
+).multiplying("tf32x3")
 
 H200 = replace(
     H100,
@@ -230,7 +230,7 @@ B200 = _gpu(
     ),
     accumulator_bytes=256 * KiB,
     source="NVIDIA DGX B200 data sheet (per GPU, dense), Blackwell tuning guide; L2 bandwidth is an estimate",
-)
+).multiplying("tf32x3")
 
 MI300X = _gpu(
     "MI300X",
@@ -349,7 +349,7 @@ def for_target(backend: str, arch: object = None, units: int | None = None) -> D
             program_scratch_bytes=scratch_kib * KiB,
             unit_scratch_bytes=max(scratch_kib * KiB, min(relative.unit_scratch_bytes, 100 * KiB)),
             warp_size=warp_size,
-        )
+        ).multiplying("ieee")  # their matrix units are not three times as fast at TF32 as multiply-adds
     else:
         exact = [d for d in family if d.arch == arch_name]
         older = [d for d in family if _arch_number(d.arch) <= _arch_number(arch)]

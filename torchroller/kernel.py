@@ -29,6 +29,7 @@ import torch
 from .buffers import allocate
 from .emit.common import TritonSource
 from .errors import KernelError
+from .gpu_launch import allow_scratch, loaded
 from .interpreted import NUMPY_LIBRARY, interpreted, wide_casts, wide_products
 
 
@@ -143,16 +144,6 @@ def _write(path: Path, text: str) -> None:
 _LEAST_CUDA_ARCH = 80
 
 
-def _allow_scratch(device: torch.device) -> None:
-    """Lets kernels that build tensor descriptors allocate them; Triton keeps the allocator per thread and context."""
-    import triton
-
-    def allocate_scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.int8, device=device)  # PyTorch aligns to 512 bytes
-
-    triton.set_allocator(allocate_scratch)
-
-
 # Triton's frontend parses Python source. CPython before 3.11.8 and 3.12.2 counts the depth of ast.parse for the whole
 # interpreter, and raises SystemError when two threads are in it (gh-106905). Both would hold the GIL there anyway.
 frontend = threading.RLock()
@@ -204,6 +195,8 @@ class NativeExecutor:
             if self.native:
                 options = {"emit_asm": False}
             built = triton_compile(ast, target=self.target, options=options)
+            if not self.native:
+                loaded(built, self.device)  # here, where kernels are compiled side by side: launchers are C
         except Exception as error:
             told = " because ".join(f"{type(e).__name__}: {e}" for e in _causes(error))
             raise KernelError(
@@ -282,7 +275,7 @@ class NativeExecutor:
             return
         with torch.cuda.device(self.device):  # Triton launches on the current device and its current stream
             if getattr(kernel.handle.metadata, "global_scratch_size", 0):
-                _allow_scratch(self.device)
+                allow_scratch(self.device)
             kernel.handle[(kernel.source.grid, 1, 1)](*tensors)
 
 

@@ -27,6 +27,7 @@ class Options:
     fuse:          fuse operators; False gives one kernel per operator (to debug numerics)
     check_indices: raise IndexError for an out-of-range embedding or index, as ATen does
     cache_dir:     where compiled kernels are kept; None: $TORCHROLLER_CACHE_DIR or ~/.cache/torchroller
+    cuda_graphs:   on a CUDA device record inference as one CUDA graph and replay it (set by mode="reduce-overhead")
     dump_dir:      write every kernel's tensor expression and Triton source there
     """
 
@@ -38,6 +39,7 @@ class Options:
     fuse: bool = True
     check_indices: bool = True
     cache_dir: str | None = None
+    cuda_graphs: bool = False
     dump_dir: str | None = None
 
 
@@ -68,6 +70,8 @@ def parse_options(mode: str | None, options: Mapping[str, Any] | None) -> Option
         raise OptionError(f"option 'topk' is {parsed.topk}; it must be at least 1")
     if mode is not None and mode.startswith("max-autotune") and "measure" not in values:
         parsed = dataclasses.replace(parsed, measure=True)
+    if mode == "reduce-overhead" and "cuda_graphs" not in values:
+        parsed = dataclasses.replace(parsed, cuda_graphs=True)
     return parsed
 
 

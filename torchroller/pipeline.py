@@ -21,8 +21,9 @@ from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
 from .emit.common import fallible
 from .emit.contraction import is_contraction
-from .emit.convolution import packable
+from .emit.convolution import is_convolution, packable
 from .errors import GroupError, KernelError
+from .expr import TensorExpr
 from .fuse import fuse
 from .graph import Node, base_of
 from .groups import Fused, Group, strided_view
@@ -85,7 +86,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozens
         key = (kernel.expr, pack)
         if key not in choices:
             with _blame(group):
-                choices[key] = choose(kernel.expr, spec, executor, directory, topk=options.topk, pack=pack,
+                choices[key] = choose(kernel.expr, allowed(spec, kernel.expr), executor, directory, topk=options.topk, pack=pack,
                                       measure=options.measure,
                                       check=checked and fallible(kernel.expr))  # fmt: skip
         picks[group] = choices[key]
@@ -198,6 +199,19 @@ def device_spec(device: torch.device) -> DeviceSpec:
     return DeviceSpec.for_target(
         "cuda", 10 * properties.major + properties.minor, properties.multi_processor_count
     )
+
+
+def allowed(spec: DeviceSpec, expr: TensorExpr) -> DeviceSpec:
+    """The device as PyTorch's settings let it multiply float32: with TF32 where the user has allowed that."""
+    if spec.kind != "cuda" or not expr.dots:
+        return spec
+    convolution = is_convolution(expr)
+    try:
+        tf32 = torch._C._get_cudnn_allow_tf32() if convolution else torch._C._get_cublas_allow_tf32()
+    except RuntimeError:  # set by the newer attribute, which the older one refuses to tell
+        backend: Any = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
+        tf32 = backend.fp32_precision == "tf32"
+    return spec.multiplying("tf32") if tf32 else spec
 
 
 def kernel_name(group: Group) -> str:

@@ -22,6 +22,7 @@ from .buffers import Life, OutputPool, allocate, assign, tensor_on
 from .emit.common import BY_ZERO, Pack
 from .errors import UntrackedWeight
 from .expr import ITEMSIZE, TensorExpr
+from .gpu_launch import GpuSegment
 from .graph import TORCH_DTYPES
 from .kernel import CompiledKernel, Executor
 from .search import Construction
@@ -129,6 +130,24 @@ class ExecutionPlan:
     def externs(self) -> tuple[Extern, ...]:
         return tuple(s for s in self.steps if isinstance(s, Extern))
 
+    def written(self) -> frozenset[int]:
+        """Positions of the inputs that a call writes to."""
+        names = {name for x in self.launches for name in x.writes}
+        for step in self.externs:
+            if step.target._schema.is_mutable if hasattr(step.target, "_schema") else True:
+                _map((step.args, step.kwargs), lambda v: names.add(v.buffer))
+        return frozenset(b.number for b in self.buffers.values() if b.kind == "input" and b.name in names)
+
+    def steady(self, args: list[Any]) -> bool:
+        """Whether every packed weight is that of the inputs as they are now."""
+        for packed in self.packed:
+            spec = self.buffers[packed.source]
+            source = args[spec.number] if spec.kind == "input" else self.constants[packed.source]
+            have = self.weights.get(packed.name)
+            if have is None or not have.current(source):
+                return False
+        return True
+
     def failure(self, flag: int) -> Exception:
         """ATen's exception for what a kernel flagged, with the kernels that check and their operators."""
         where = [
@@ -222,7 +241,9 @@ def make_plan(steps: Sequence[Launch | Extern], buffers: dict[str, BufferSpec], 
         spec = specs[name]
         if spec.kind == "temporary":
             specs[name] = BufferSpec(name, "output", spec.elements, spec.dtype, len(pools))
-            pools.append(OutputPool(spec.elements, TORCH_DTYPES[spec.dtype], device))
+            # PyTorch's allocator of a GPU reuses memory at no cost, and knows on which stream it is in use
+            keep = 2 if device.type == "cpu" else 0
+            pools.append(OutputPool(spec.elements, TORCH_DTYPES[spec.dtype], device, keep))
     lives: dict[str, Life] = {}
     for n, step in enumerate(steps):
         for name in _touched(step):
@@ -260,12 +281,13 @@ class _Instance:
     def __init__(self, plan: ExecutionPlan) -> None:
         self.plan, self.threads = plan, torch.get_num_threads()
         _plans.add(plan)
-        self.storage = allocate(plan.arena_bytes, plan.device)
+        self.stays = plan.device.type == "cpu"
+        self.storage = allocate(plan.arena_bytes if self.stays else 0, plan.device)
         self.base = self.storage.data_ptr()
-        self.fixed: dict[str, int] = {name: self.base + at for name, at in plan.arena.items()}
+        self.fixed: dict[str, int] = {n: self.base + at for n, at in plan.arena.items()} if self.stays else {}
         for name, tensor in plan.constants.items():
             self.fixed[name] = tensor.data_ptr()
-        self.flag = torch.zeros(1, dtype=torch.int32)
+        self.flag = torch.zeros(1, dtype=torch.int32, device="cpu")
         self.flagged = self.flag.numpy() if "errors" in plan.buffers else None
         if self.flagged is not None:
             self.fixed["errors"] = self.flag.data_ptr()
@@ -275,7 +297,7 @@ class _Instance:
         self.places: list[list[tuple[Any, int]]] = [[] for _ in self.moving]  # (block words, index) by slot
         self.packs = [(self.slot[p.name], p) for p in plan.packed]
         self.in_use: dict[str, Packed] = {}
-        self.segments = self.native_segments() if plan.executor.native else self.steps()
+        self.segments = self.steps() if plan.executor.name == "interpret" else self.joined()
         self.inputs = [
             (self.slot[b.name], b.number)
             for b in self.moving
@@ -298,8 +320,10 @@ class _Instance:
             for words, index in self.places[slot]:
                 words[index] = address
 
-    # ---- native launches: blocks are made once, addresses that move are written in before each run ----
-    def native_segments(self) -> list[Any]:
+    # ---- compiled launches: arguments are made once, addresses that move are written in before each run ----
+    def joined(self) -> list[Any]:
+        """The steps, consecutive launches joined to one each."""
+        kind: Any = _Segment if self.plan.executor.native else GpuSegment
         out: list[Any] = []
         run: list[Launch] = []
         for step in (*self.plan.steps, None):
@@ -307,7 +331,7 @@ class _Instance:
                 run.append(step)
                 continue
             if run:
-                out.append(_Segment(self, run))
+                out.append(kind(self, run))
                 run = []
             if step is not None:
                 out.append(step)
@@ -316,8 +340,20 @@ class _Instance:
     def steps(self) -> list[Any]:
         return list(self.plan.steps)
 
+    def move(self) -> None:
+        """Takes memory for intermediates from the current stream of a GPU, for this call alone: the kernels of this
+        call may still be queued when the next one, on another stream, begins."""
+        self.storage = allocate(self.plan.arena_bytes, self.plan.device)
+        base = self.storage.data_ptr()
+        if base != self.base:
+            self.base = base
+            for name, at in self.plan.arena.items():
+                self.place(self.slot[name], base + at)
+
     def run(self, args: list[Any]) -> list[Any]:
         plan, place = self.plan, self.place
+        if not self.stays:
+            self.move()
         for slot, number in self.inputs:
             place(slot, args[number].data_ptr())
         storages: dict[int, torch.UntypedStorage] = {}
@@ -331,6 +367,8 @@ class _Instance:
         for step in self.segments:
             if isinstance(step, _Segment):
                 step.call(step.count, step.entries_at, step.blocks_at)
+            elif isinstance(step, GpuSegment):
+                step.call()
             elif isinstance(step, Extern):
                 self.extern(step, args, storages, results)
             else:
@@ -343,6 +381,8 @@ class _Instance:
             how[1].tensor(storages[how[0]], *how[2]) if how else self.output(o, args, storages, results)
             for o, how in zip(plan.outputs, self.outputs)
         ]
+        if not self.stays:
+            self.storage = allocate(0, plan.device)
         args.clear()
         return made
 

@@ -205,6 +205,11 @@ class Space:
             found = self._peaks[device.name] = device.peak(self._compute_dtype)
         return found
 
+    @property
+    def dot_dtype(self) -> str | None:
+        """Type of the operands of the dot; None without one."""
+        return self._compute_dtype if self.has_dot else None
+
     def tile(self, extents: Sequence[int]) -> RTile:
         return RTile(self.names, tuple(extents))
 

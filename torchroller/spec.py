@@ -10,7 +10,7 @@ device, write one spec (docs/recipes/add_a_device.md).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -19,6 +19,7 @@ GB_S = 1e9
 TB_S = 1e12
 TFLOPS = 1e12
 
+_TF32_PRODUCTS = {"ieee": 0, "tf32x3": 3, "tf32": 1}  # products of TF32 for one of float32
 TRITON_MAX_NUMEL = 1 << 20  # triton.language.core.TRITON_MAX_TENSOR_NUMEL: elements in one block tensor
 
 
@@ -87,6 +88,7 @@ class DeviceSpec:
     exposed: float  # share of the slower-than-bottleneck stages that does not overlap
     skew: float  # how much longer the unluckiest unit takes for one program (noise, other processes)
     raster_group: int = 1  # programs along the first axis that emitters order together for cache reuse
+    float32_dot: str = "ieee"  # how tl.dot multiplies float32, its `input_precision`; see `multiplying`
     source: str = ""
 
     @property
@@ -116,6 +118,29 @@ class DeviceSpec:
         """Peaks for operands of `dtype`; types without an entry run at float32 rate (integers, bool)."""
         by_name = {p.dtype: p for p in self.peaks}
         return by_name.get(dtype) or by_name["float32"]
+
+    def multiplying(self, how: str) -> DeviceSpec:
+        """This device with float32 products made in another way.
+
+        ieee    multiply-adds of the vector units
+        tf32x3  three products of TF32 on the matrix units: each operand is a sum of two numbers of 11 bits, so the error
+                of a product is about that of float32 (Ootomo and Yokota, IJHPCA 2022)
+        tf32    one product of TF32, 10 bits of mantissa: for users who allow it to PyTorch
+
+        A device without a peak for "tf32" multiplies as the vector units do.
+        """
+        if how not in _TF32_PRODUCTS:
+            raise ValueError(f"float32 products are made by one of {list(_TF32_PRODUCTS)}, not by {how!r}")
+        tensor = next((p for p in self.peaks if p.dtype == "tf32" and p.matrix_flops), None)
+        if tensor is None or self.kind != "cuda":
+            return self
+        count = _TF32_PRODUCTS[how]
+        rate = tensor.matrix_flops / count if count and tensor.matrix_flops else None
+        shape = tensor.instruction if count else (1, 1, 1)
+        peaks = tuple(
+            Peak(p.dtype, p.vector_flops, rate, shape) if p.dtype == "float32" else p for p in self.peaks
+        )
+        return replace(self, peaks=peaks, float32_dot=how)
 
     def lanes(self, itemsize: int) -> int:
         return max(1, self.vector_bytes // itemsize)

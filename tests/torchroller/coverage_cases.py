@@ -45,11 +45,11 @@ class Wrapped(nn.Module):
 
 
 def ids(batch: int = 2, length: int = TOKENS, seed: int = 1) -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def _t5() -> tuple[nn.Module, tuple[Any, ...]]:
@@ -199,7 +199,7 @@ class DLRM(nn.Module):
 
 
 def _dlrm() -> tuple[nn.Module, tuple[Any, ...]]:
-    g = torch.Generator().manual_seed(1)
+    g = torch.Generator(torch.get_default_device()).manual_seed(1)
     sparse = tuple(torch.randint(0, 50 + 7 * n, (8, 3), generator=g) for n in range(4))
     return DLRM(), (noise(8, 13), *sparse)
 
@@ -226,7 +226,7 @@ class Graph(nn.Module):
 def _graph() -> tuple[nn.Module, tuple[Any, ...]]:
     return Graph(), (
         noise(40, 32),
-        torch.randint(0, 40, (2, 130), generator=torch.Generator().manual_seed(1)),
+        torch.randint(0, 40, (2, 130), generator=torch.Generator(torch.get_default_device()).manual_seed(1)),
     )
 
 

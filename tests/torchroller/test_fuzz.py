@@ -48,7 +48,7 @@ class Program:
     outputs: tuple[int, ...]
 
     def tensors(self) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(len(self.steps))
+        generator = torch.Generator(torch.get_default_device()).manual_seed(len(self.steps))
         return [laid_out(torch.randn(shape, generator=generator).to(dtype), layout)
                 for shape, dtype, layout in self.inputs]  # fmt: skip
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from torch.fx.experimental.proxy_tensor import make_fx
 from test_variants import LINEAR, expression, linear, varied
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver as drivers
 
 from torchroller import kernel as kernels
 from torchroller import pipeline
+from torchroller import plan as plans
+from torchroller.buffers import OutputPool
 from torchroller.choose import emit, ranked, tiling_of
 from torchroller.device import H100
 from torchroller.errors import KernelError
 from torchroller.kernel import NativeExecutor
+from torchroller.options import Options
 
 
 class Recorder:
@@ -75,7 +80,7 @@ def test_a_kernel_is_compiled_for_the_device_and_launched_with_its_tensors(gpu):
     source = emit(expr, tiling_of(ranked(expr, H100, 10).best, H100))
     tensors = [torch.zeros(1000), torch.zeros(1000)]
     executor.launch(executor.compile(source), tensors)
-    assert entered == [torch.device("cuda", 0)]
+    assert entered == [torch.device("cuda", 0)] * 2  # when it is loaded, and when it is launched
     ((x, y, z, stream, function, *rest),) = recorder.launched
     assert (x, y, z) == (source.grid, 1, 1) and stream == 7 and function == "function kernel"
     assert all(a is b for a, b in zip(rest[-2:], tensors))
@@ -127,3 +132,37 @@ def test_the_spec_of_a_gpu_follows_its_properties(monkeypatch, hip, properties, 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
     spec = pipeline.device_spec.__wrapped__(torch.device("cuda", 0))
     assert spec.name == name and spec.units == properties["multi_processor_count"]
+
+
+def test_a_plan_launches_with_addresses(gpu, monkeypatch):
+    """Inputs, the arena's temporaries and outputs, as they are at each call; the arena is taken anew each time."""
+    executor, recorder, _ = gpu()
+    monkeypatch.setattr(pipeline, "executor_for", lambda *_: executor)
+    monkeypatch.setattr(pipeline, "device_spec", lambda device: H100)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    taken = []
+
+    def allocate(nbytes, device):
+        taken.append(torch.empty(max(nbytes, 1), dtype=torch.uint8).untyped_storage())
+        return taken[-1]
+
+    gm = make_fx(lambda x, w: [torch.relu(x @ w).softmax(-1) @ w])(torch.zeros(48, 48), torch.zeros(48, 48))
+    x, w = torch.randn(48, 48), torch.randn(48, 48)
+    made = pipeline.compile_graph(gm, [x, w], Options())
+    assert not made.externs and len(made.launches) >= 2 and made.arena_bytes
+    monkeypatch.setattr(plans, "allocate", allocate)
+    pools = tuple(OutputPool(48 * 48, torch.float32, torch.device("cpu"), 0) for _ in made.pools)
+    plan = replace(made, device=torch.device("cuda", 0), pools=pools)
+    for _ in range(2):
+        recorder.launched.clear()
+        (out,) = plan([x, w])
+        assert len(recorder.launched) == len(made.launches)
+        first, *_, last = recorder.launched
+        assert first[:4] == (made.launches[0].kernel.source.grid, 1, 1, 7)
+        assert {x.data_ptr(), w.data_ptr()} <= set(first[-3:])
+        assert out.data_ptr() in last and w.data_ptr() in last
+        arena = next(s for s in reversed(taken) if s.nbytes() == made.arena_bytes)
+        inside = [a for args in recorder.launched for a in args if isinstance(a, int)
+                  and arena.data_ptr() <= a < arena.data_ptr() + arena.nbytes()]  # fmt: skip
+        assert inside

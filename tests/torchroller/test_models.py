@@ -135,7 +135,7 @@ def test_autocast_bfloat16(name):
     model, inputs = model_cases.make(name)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(*double(inputs))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             want = model(*inputs)
             got = compiled(model)(*inputs)
     closer(got, want, exact, slack=2.0)

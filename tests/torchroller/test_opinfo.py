@@ -42,7 +42,7 @@ def samples(
     """Up to `most` samples, as (leaves, function of the leaves); those with empty tensors are left out."""
     torch.manual_seed(0)
     found = []
-    for sample in itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=grad), 4 * most):
+    for sample in itertools.islice(op.sample_inputs(str(torch.get_default_device()), dtype, requires_grad=grad), 4 * most):
         leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         if not tensors or any(t.numel() == 0 or t.layout != torch.strided for t in tensors):
@@ -177,7 +177,7 @@ QUICK_OR_SLOW = [pytest.param(o, marks=pytest.mark.slow) if o.name in cases.COMP
 
 @pytest.mark.parametrize("op", QUICK_OR_SLOW, ids=cases.name_of)
 def test_float32(op):
-    if torch.float32 not in op.supported_dtypes("cpu"):
+    if torch.float32 not in op.supported_dtypes(torch.get_default_device().type):
         pytest.skip("not defined for float32")
     judge(op, torch.float32, QUICK_SAMPLES)
 
@@ -186,7 +186,7 @@ def test_float32(op):
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("op", INFOS, ids=cases.name_of)
 def test_all_dtypes(op, dtype):
-    if dtype not in op.supported_dtypes("cpu"):
+    if dtype not in op.supported_dtypes(torch.get_default_device().type):
         pytest.skip(f"not defined for {dtype}")
     judge(op, dtype, SLOW_SAMPLES)
 

@@ -30,7 +30,7 @@ def losses(model: nn.Module, wrap: Callable[[Any], Any], inputs: Any, steps: int
     torch.manual_seed(3)
     for _ in range(steps):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=autocast):
             loss = call(*inputs)
         loss.backward()
         step()
@@ -86,7 +86,7 @@ class Net(nn.Module):
         return F.cross_entropy(self.head(x).flatten(0, 1), ids.flatten())
 
 
-IDS = torch.randint(0, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, 50, (4, 9), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
 
 
 @pytest.mark.parametrize("foreach", [True, False])

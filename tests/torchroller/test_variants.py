@@ -121,7 +121,7 @@ def test_instructions_are_emitted_and_fit(variant, spec):
     registers, frame = cubin_registers(built.asm["cubin"])
     assert registers <= spec.thread_registers and frame == 0
     assert registers * built.metadata.num_warps * 32 <= spec.unit_registers
-    assert built.metadata.global_scratch_size > 0  # what kernel._allow_scratch is for
+    assert built.metadata.global_scratch_size > 0  # what gpu_launch.allow_scratch is for
 
 
 @pytest.mark.parametrize("transposed", [True, False])

@@ -109,6 +109,7 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     )
     grid = _programs(body, expr, batch, m, bm)
 
+    precision = "ieee" if expr.values[first.args[0]].dtype in HALF else tiling.precision
     width, count = bn, whole  # of the step that is being written: keys in it, keys that such steps cover
 
     def masked(axis: Axis, text: str) -> None:
@@ -148,7 +149,7 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
     def step(start: str) -> None:
         body.line(f"n = {start} + tl.arange(0, {width})")
         operand(first.args[1], {n.name: "n[None, :]", d.name: "d[:, None]"}, "k")
-        body.line('s = tl.dot(q, k, input_precision="ieee")')
+        body.line(f's = tl.dot(q, k, input_precision="{precision}")')
         body.have = {expr.values.index(first): "s"}
         body.position[n.name] = "n[None, :]"
         masked(n, "n[None, :]")
@@ -168,7 +169,7 @@ def emit_attention(expr: TensorExpr, tiling: Tiling, name: str, check: bool = Fa
         operand(second.args[1], {n.name: "n[:, None]", e.name: "e"}, "v")
         dtype = expr.values[second.args[1]].dtype
         weights = f"p.to(tl.{dtype})" if dtype in HALF else "p"
-        body.line(f'acc = tl.dot({weights}, v, acc, input_precision="ieee")')
+        body.line(f'acc = tl.dot({weights}, v, acc, input_precision="{precision}")')
         body.line("top = higher")
 
     if whole:

@@ -42,6 +42,7 @@ class Tiling:
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid
+    precision: str = "ieee"  # of products of float32: `input_precision` of tl.dot
     narrow: bool = (
         False  # contraction: columns that fill no whole step along k are steps of their own, narrower ones
     )

@@ -176,7 +176,9 @@ class _Contraction:
         body.line(f"k = {'' if start == '0' else start + ' + '}tl.arange(0, {width})")
         a = self.operand(0, "k[None, :]", masked)
         b = self.packed_tile() if self.pack else self.operand(1, "k[:, None]", masked)
-        precision = "out_dtype=tl.int32" if self.dot.dtype == "int32" else 'input_precision="ieee"'
+        half = self.expr.values[self.dot.args[0]].dtype in HALF
+        exact = f'input_precision="{"ieee" if half else self.tiling.precision}"'
+        precision = "out_dtype=tl.int32" if self.dot.dtype == "int32" else exact
         body.line(f"acc = tl.dot({a}, {b}, acc, {precision})")
 
     def operand(self, which: int, k: str, masked: bool) -> str:

@@ -241,7 +241,9 @@ class _Convolution:
                 if self.pack
                 else self.operand(1, "k[:, None]", length, masked)
             )
-            body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="ieee")')
+            half = self.expr.values[self.dot.args[0]].dtype in HALF
+            precision = "ieee" if half else self.tiling.precision
+            body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="{precision}")')
         if total > 1:
             body.indent -= 1
 

@@ -213,7 +213,7 @@ class CPUDriver(DriverBase):
         sizes = caches()
         size_bytes = min(max(filter(None, (sizes.l3_bytes, sizes.l2_bytes, 1 << 25))), 1 << 28)
         torch = importlib.import_module("torch")
-        return torch.empty(size_bytes // 4, dtype=torch.int32)
+        return torch.empty(size_bytes // 4, dtype=torch.int32, device="cpu")
 
     def clear_cache(self, cache: Any) -> None:
         cache.zero_()
