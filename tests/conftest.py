@@ -32,6 +32,12 @@ if "TORCHROLLER_TEST_DEVICE" in os.environ:
     torch.set_default_device(os.environ["TORCHROLLER_TEST_DEVICE"])
     torch.backends.cudnn.allow_tf32 = False  # eager is the yardstick of float32
 
+# TORCHROLLER_TEST_SPEC=H100 gives every kernel the tiles and the text that it has on that device, and runs it here.
+if "TORCHROLLER_TEST_SPEC" in os.environ:
+    from torchroller import device, pipeline
+
+    pipeline.device_spec = lambda _: device.by_name(os.environ["TORCHROLLER_TEST_SPEC"])
+
 
 @pytest.fixture(autouse=True, scope="module")
 def two_threads(request: pytest.FixtureRequest) -> Iterator[None]:

@@ -122,7 +122,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
     """The emitters' view of an rProgram. A dot on a GPU takes at least 16 rows and columns, even of nothing."""
     lone = () if spec.is_cpu else (("m", 16), ("n", 16))
     return Tiling(
-        (*program.block.items(), *program.step.items(), *lone),
+        (*lone, *program.block.items(), *program.step.items()),
         program.num_warps,
         program.num_stages,
         panel=program.panel,

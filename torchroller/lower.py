@@ -28,7 +28,7 @@ from .ops import (  # noqa: F401  (they register their rules)
     scatter,
     views,
 )
-from .ops.registry import RULES, Context
+from .ops.registry import GIVEN, RULES, Context
 from .ops.written_attention import attention_of, weighted_sums
 from .options import Options
 
@@ -259,7 +259,10 @@ class _Reader:
             raise NotLowered(NEVER.get(packet, f"no rule for {packet}"))
         if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
-        self.admissible(meta, args, kwargs)
+        given = GIVEN.get(packet)
+        if given and any(u.args[1] >= given and u.users for u in node.users if u.target is operator.getitem):
+            raise NotLowered("a gradient needs results of ATen's own kernel")
+        self.admissible(meta[:given] if given else meta, args, kwargs)
         if node in self.weighted:
             fused = self.attention(node, args[1])
             if fused is not None:
@@ -316,9 +319,11 @@ class _Reader:
 
     def extern(self, node: fx.Node, meta: Any, args: Any, kwargs: Any, reason: str) -> Any:
         metas = meta if isinstance(meta, (tuple, list)) else (meta,)
+        single = not isinstance(meta, (tuple, list))
         for m in metas:
             symbolic = isinstance(m, torch.Tensor) and any(isinstance(s, torch.SymInt) for s in m.shape)
-            if symbolic or isinstance(m, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+            depends = (torch.SymInt, torch.SymFloat, torch.SymBool, *((int, float, bool) if single else ()))
+            if symbolic or isinstance(m, depends):
                 raise RollerError(
                     f"{node.target} ({node.name}) gives sizes or numbers that depend on tensor values"
                 )
@@ -334,8 +339,10 @@ class _Reader:
         }
         self.externs.append(ExternCall(node.target, args, dict(kwargs), results, isinstance(meta, (tuple, list)),
                                        reason, node.name, _where(node), strides))  # fmt: skip
-        if isinstance(meta, (tuple, list)):
-            return results
+        if isinstance(meta, (tuple, list)):  # numbers among several results follow from shapes: those of the trace
+            return tuple(
+                m if isinstance(m, (int, float, bool)) else r for r, m in zip(results, metas, strict=True)
+            )
         return results[0] if results[0] is not None else None
 
     def called(self, node: fx.Node) -> Any:

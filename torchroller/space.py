@@ -32,6 +32,7 @@ OP_WEIGHT: dict[str, float] = {
     "exp2": 9.0,
     "expm1": 14.0,
     "fmod": 8.0,
+    "imod": 8.0,
     "gelu": 13.0,
     "log": 12.0,
     "log10": 13.0,

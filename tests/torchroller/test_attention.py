@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,9 @@ from test_offline import SOME_DEVICES, fits
 
 from torchroller.backend import last_plans
 from torchroller.emit.attention import TAIL, attention_tiling, roles
+from torchroller.lower import lower
+from torchroller.options import Options
+from torchroller.pipeline import compile_graph
 
 
 def heads(m: int, n: int, d: int, own: int = 4, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -165,3 +169,59 @@ def test_attention_fits_gpus(device):
     torch.autograd.grad((compiled(SDPA)(*inputs) ** 2).sum(), inputs)
     found |= dict.fromkeys(replace(k.expr, source=()) for k in last_plan().launches)
     fits(list(found), device)
+
+
+GPU_VARIANTS = {
+    "flash": ("_scaled_dot_product_flash_attention", lambda causal, bias: (0.0, causal)),
+    "efficient": ("_scaled_dot_product_efficient_attention", lambda causal, bias: (bias, False, 0.0, causal)),
+    "cudnn": ("_scaled_dot_product_cudnn_attention", lambda causal, bias: (bias, False, 0.0, causal)),
+}
+
+
+def graph_of(variant: str, inputs: list[torch.Tensor], causal: bool, bias: bool) -> torch.fx.GraphModule:
+    """The graph in which a GPU's operator is called, with results as its meta function gives them, all on the CPU."""
+    name, arguments = GPU_VARIANTS[variant]
+    graph = torch.fx.Graph()
+    places = []
+    for n, x in enumerate(inputs):
+        places.append(graph.placeholder(f"x{n}"))
+        places[-1].meta["val"] = x
+    q, k, v = places[:3]
+    call = graph.call_function(
+        getattr(torch.ops.aten, name).default, (q, k, v, *arguments(causal, places[3] if bias else None))
+    )
+    b, h, m, d = inputs[0].shape
+    out = torch.empty(b, m, h, d).transpose(1, 2).to(inputs[0].dtype)
+    call.meta["val"] = (out, torch.empty(b, h, 0), None, None, m, m, torch.empty(2, dtype=torch.uint64))
+    first = graph.call_function(operator.getitem, (call, 0))
+    first.meta["val"] = out
+    graph.output([first])
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+@pytest.mark.parametrize("variant", GPU_VARIANTS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_pytorch_calls_on_a_gpu_is_lowered(variant, causal):
+    bias = variant != "flash" and not causal
+    inputs = heads(21, 21, 16)
+    extra = [torch.randn(2, 1, 21, 21)] if bias else []
+    gm = graph_of(variant, [*inputs, *extra], causal, bias)
+    plan = compile_graph(gm, [*inputs, *extra], Options())
+    assert len(plan.launches) == 1 and not plan.externs
+    (got,) = plan([*inputs, *extra])
+    exact = SDPA(*(x.double() for x in inputs), attn_mask=extra[0].double() if bias else None, is_causal=causal)
+    assert float((got - exact).abs().max()) < 1e-6 * float(exact.abs().max())
+
+
+def test_a_gradient_on_a_gpu_is_left_to_the_kernel_that_saved_for_it():
+    inputs = heads(21, 21, 16)
+    gm = graph_of("efficient", inputs, False, False)
+    (call,) = (n for n in gm.graph.nodes if "scaled_dot_product" in str(n.target))
+    with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op == "output")):
+        sums = gm.graph.call_function(operator.getitem, (call, 1))
+    sums.meta["val"] = call.meta["val"][1]
+    output = next(n for n in gm.graph.nodes if n.op == "output")
+    output.args = ([*output.args[0], sums],)
+    lowered = lower(gm, Options())
+    (extern,) = lowered.externs
+    assert "a gradient needs results of ATen's own kernel" in extern.reason

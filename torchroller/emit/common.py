@@ -346,7 +346,7 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     if body.check:
         names, types = (*names, "errors"), (*types, "*i32")
     out = ["import triton", "import triton.language as tl"]
-    if any("libdevice." in line for line in body.lines):
+    if any("libdevice." in line for line in (*body.lines, *(LIBRARY[fn][0] for fn in body.library))):
         out += ["from triton.language.extra import libdevice"]
     out += [""]
     for fn in sorted(body.library):

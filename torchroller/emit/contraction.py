@@ -151,7 +151,7 @@ class _Contraction:
         body.line(f"acc = tl.zeros(({self.bm}, {self.bn}), tl.{self.dot.dtype})")
         whole, rest = self.steps_along_k()
         if whole == self.bk:
-            self.step("0", self.bk, False)
+            self.step("0", self.bk, whole > k)
         elif whole:
             body.line(f"for k0 in range(0, {whole}, {self.bk}):")
             body.indent += 1

@@ -26,6 +26,14 @@ def reason_against(q: Node, k: Node, v: Node) -> str | None:
 @rule("aten._scaled_dot_product_flash_attention_for_cpu")
 def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_causal: bool = False, *,
            attn_mask: Node | None = None, scale: float | None = None) -> Any:  # fmt: skip
+    out, lse = _attend(cx, q, k, v, attn_mask, dropout_p, is_causal, scale)
+    _laid_out(lse, cx.out(1))
+    return out, lse if 1 in cx.used else None
+
+
+def _attend(cx: Context, q: Node, k: Node, v: Node, attn_mask: Node | None, dropout_p: float, is_causal: bool,
+            scale: float | None) -> tuple[Node, Node]:  # fmt: skip
+    """The result and, per query, the logarithm of its sum of exponentials."""
     if dropout_p != 0.0:
         raise NotLowered("attention with dropout")
     why = reason_against(q, k, v) if len(q.shape) == 4 else f"attention of rank {len(q.shape)}"
@@ -37,8 +45,22 @@ def _flash(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_ca
         q, k, v, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale, is_causal
     )
     _laid_out(out, cx.out(0))
-    _laid_out(lse, cx.out(1))
-    return out, lse if 1 in cx.used else None
+    return out, lse
+
+
+# What PyTorch picks on a GPU, by type, mask and architecture. Their further results (the sums, padded as each kernel
+# wants them, and the state of the generator) are for their own gradients: with those, ATen runs both.
+@rule("aten._scaled_dot_product_flash_attention", given=1)
+def _flash_gpu(cx: Context, q: Node, k: Node, v: Node, dropout_p: float = 0.0, is_causal: bool = False,
+               return_debug_mask: bool = False, *, scale: float | None = None) -> Any:  # fmt: skip
+    return (_attend(cx, q, k, v, None, dropout_p, is_causal, scale)[0],)
+
+
+@rule("aten._scaled_dot_product_efficient_attention", "aten._scaled_dot_product_cudnn_attention", given=1)
+def _biased_gpu(cx: Context, q: Node, k: Node, v: Node, attn_bias: Node | None, compute_log_sumexp: bool,
+                dropout_p: float = 0.0, is_causal: bool = False, return_debug_mask: bool = False, *,
+                scale: float | None = None) -> Any:  # fmt: skip
+    return (_attend(cx, q, k, v, attn_bias, dropout_p, is_causal, scale)[0],)
 
 
 def shared_heads(cx: Context, q: Node, x: Node) -> Node:

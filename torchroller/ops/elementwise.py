@@ -158,7 +158,7 @@ def _rest_and_quotient(cx: Context, x: Any, y: Any) -> tuple[Node, Node, Node, N
     number = y.number if isinstance(y, Node) and y.kind == "const" else y
     known = not isinstance(number, Node) and int(number) not in (0, -1)
     a, c = cx.node(x, dtype), cx.node(int(number) if known else y, dtype)
-    rest, quotient = ("fmod", "idiv") if known else ("imod_by", "idiv_by")
+    rest, quotient = ("imod", "idiv") if known else ("imod_by", "idiv_by")
     return a, c, b.call(rest, dtype, a, c), b.call(quotient, dtype, a, c)
 
 

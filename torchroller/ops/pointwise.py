@@ -52,14 +52,15 @@ TABLE: dict[str, Pointwise] = {
         "tl.where(({0} >= {1}) | ({1} != {1}), {0}, {1})"
     ),  # of a number and NaN: the number
     "fminimum": Pointwise("tl.where(({0} <= {1}) | ({1} != {1}), {0}, {1})"),
-    "fmod": Pointwise("{0} % {1}", 8),
+    "imod": Pointwise("{0} % {1}", 8, on="int"),
+    "fmod": _f("libdevice.fmod({0}, {1})", 8),  # the % of a GPU loses digits, and infinite divisors
     "idiv": Pointwise("{0} // {1}", 4, on="int"),
     "idiv_by": Pointwise("int_div({0}, {1})", 8, on="int"),  # by a divisor that may be 0 or -1
     "imod_by": Pointwise("int_rem({0}, {1})", 8, on="int"),
     "ipow": Pointwise("int_pow({0}, {1})", 64, on="int"),
     "pow": _f("libdevice.pow({0}, {1})", 20),
     # exponentials, powers, trigonometry
-    "exp": _f("tl.exp({0})"),
+    "exp": _f("libdevice.exp({0})"),  # tl.exp of a GPU is 2**(x log2(e)) with a rounded exponent: 20 ulp at 60
     "exp2": _f("tl.exp2({0})"),
     "log": _f("tl.log({0})"),
     "log2": _f("tl.log2({0})"),
@@ -134,7 +135,7 @@ LIBRARY: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigmoid": ("""\
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    return 1.0 / (1.0 + libdevice.exp(-x))
 """, ()),
     "tanh": ("""\
 @triton.jit
@@ -158,7 +159,7 @@ def tanh(x):
 @triton.jit
 def expm1(x):
     # Kahan: (u - 1) * x / log(u) repairs the rounding of u = exp(x)
-    u = tl.exp(x)
+    u = libdevice.exp(x)
     near = tl.where(u == 1.0, x, (u - 1.0) * (x / tl.log(u)))
     return tl.where(tl.abs(x) > 1.0, u - 1.0, near)
 """, ()),

@@ -102,7 +102,7 @@ def _first_inside(cx: Context, sizes: Sequence[int], out: Sequence[int], stride:
     for d, (size, o, s, p, dil) in enumerate(zip(sizes, out, stride, padding, dilation)):
         start = b.iota(o, -p, s, "int64")
         later = b.call(
-            "fmod", "int64", b.call("add", "int64", start, b.const(p * dil, "int64")), b.const(dil, "int64")
+            "imod", "int64", b.call("add", "int64", start, b.const(p * dil, "int64")), b.const(dil, "int64")
         )
         outside = b.call("lt", "bool", start, b.const(0, "int64"), compute="int64")
         at = b.reshape(b.call("where", "int64", outside, later, start), (o,) + (1,) * (len(out) - 1 - d))

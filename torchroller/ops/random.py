@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ..errors import NotLowered
 from ..graph import Node
 from .registry import Context, rule
 
@@ -54,6 +55,8 @@ def _native_dropout(cx: Context, x: Node, p: float, train: bool | None) -> Any:
     b, dtype = cx.b, cx.out(0).dtype
     if train is False or p == 0:
         return x, b.const(True, "bool", x.shape)
+    if cx.out(0).device.type != "cpu":
+        raise NotLowered(f"{REASON}: on a GPU its kernel of dropout draws others than bernoulli_")
     if p == 1:  # torch.nn.functional.dropout draws nothing then
         return b.call("mul", x.dtype, x, b.const(0, x.dtype)), b.const(False, "bool", x.shape)
     keep = 1.0 - p

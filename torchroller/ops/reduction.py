@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..errors import NotLowered
-from ..graph import FLOATS, Node
+from ..graph import FLOATS, TORCH_DTYPES, Node
 from .registry import Context, rule
 
 SETTLED_ROWS = 16  # a factor per channel that is used at least so often is computed first
@@ -217,7 +219,9 @@ def _rms_norm(cx: Context, x: Node, shape: Sequence[int], weight: Any, eps: floa
     wide = b.cast(x, _wide(dtype))
     dims = tuple(range(len(x.shape) - len(shape), len(x.shape)))
     if eps is None:
-        raise NotLowered("rms_norm without eps")
+        if dtype not in ("float32", "float64"):
+            raise NotLowered(f"rms_norm of {dtype} without eps")
+        eps = torch.finfo(TORCH_DTYPES[dtype]).eps
     y, rstd = _normalised(cx, wide, None, mean(cx, b.call("mul", wide.dtype, wide, wide), dims, True), eps)
     kind = str(cx.out(1).dtype).removeprefix("torch.")
     return b.cast(affine(cx, y, weight, None), dtype), b.cast(rstd, kind)

@@ -59,14 +59,22 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for operators by qualified packet name, such as "aten.add"."""
+GIVEN: dict[str, int] = {}  # operators whose rule gives the first results only: how many
+
+
+def rule(*names: str, given: int = 0) -> Callable[[Rule], Rule]:
+    """Registers a rule for operators by qualified packet name, such as "aten.add".
+
+    given: how many of the results, from the first, the rule gives; where others are used, ATen is called. 0: all
+    """
 
     def register(fn: Rule) -> Rule:
         for name in names:
             if name in RULES:
                 raise ValueError(f"two lowering rules for {name}")
             RULES[name] = fn
+            if given:
+                GIVEN[name] = given
         return fn
 
     return register
