@@ -15,6 +15,7 @@ _ADDRESS_REGISTERS = 32  # per thread, besides the data of its tile
 _FMA_DEPTH = (
     8  # reduction steps of both operands that a thread without matrix instructions keeps in registers
 )
+_SPLIT = 2.5  # registers of an element that is split: itself and three halves
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ def scratch_bytes(t: Tiled, stages: int) -> int:
         return 0
     buffers = max(1, stages - 1) if device.kind == "hip" else stages
     tiles = [(o.side, math.prod(t.e[i] for i in o.axes) * o.itemsize) for o in space.staged]
-    return buffers * sum(n for _, n in tiles) + split_dot(t) * sum(n for side, n in tiles if side == "b")
+    wider = 1.5 if split_dot(t) else 1.0  # three parts of two bytes
+    return int(buffers * sum(n * (wider if side == "b" else 1.0) for side, n in tiles))
 
 
 def split_dot(t: Tiled) -> bool:
-    """Whether operands of the dot are split into high and low parts: B's go back to shared memory."""
-    return t.device.float32_dot == "tf32x3" and t.space.dot_dtype == "float32"
+    """Whether operands of the dot are split into parts (emit/split.py)."""
+    return t.device.float32_dot == "bf16x6" and t.space.dot_dtype == "float32"
 
 
 def thread_registers(t: Tiled, num_warps: int) -> float:
@@ -51,7 +53,8 @@ def thread_registers(t: Tiled, num_warps: int) -> float:
     if space.has_dot:
         need = t.block / threads
         if split_dot(t):
-            need += need + (t.m + t.n) * t.inner / t.steps / threads  # small products are added up apart
+            split = t.m + (0 if space.b_is_packed else t.n)
+            need += need + _SPLIT * split * t.inner / t.steps / threads  # small products are added up apart
         if space.peak(device).matrix_flops is None:
             need += 2 * math.sqrt(need) * min(_FMA_DEPTH, t.inner)
         return need * words + _ADDRESS_REGISTERS

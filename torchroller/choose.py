@@ -13,6 +13,7 @@ import torch
 
 from . import store
 from .device import DeviceSpec
+from .emit import split
 from .emit.attention import attention_tiling, emit_attention, is_attention
 from .emit.common import Tiling, TritonSource
 from .emit.contraction import emit_contraction, is_contraction, packable
@@ -94,7 +95,8 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int, pack: bool = False) ->
 
 
 def _packed(expr: TensorExpr, spec: DeviceSpec, pack: bool) -> tuple[str, ...]:
-    return tuple(filter(None, (packable(expr),))) if pack and spec.is_cpu and is_contraction(expr) else ()
+    arranged = spec.is_cpu or spec.float32_dot == split.HOW
+    return tuple(filter(None, (packable(expr),))) if pack and arranged and is_contraction(expr) else ()
 
 
 def sampled(
@@ -115,7 +117,8 @@ def given_tiling(expr: TensorExpr, spec: DeviceSpec) -> Tiling:
     if is_scan(expr):
         return scan_tiling(expr, spec.is_cpu)
     tiling = attention_tiling(expr, spec.units if spec.is_cpu else 0)
-    return replace(tiling, precision=spec.float32_dot)
+    # with both operands split in registers, TF32 needs the fewest of them
+    return replace(tiling, precision="tf32x3" if spec.float32_dot == split.HOW else spec.float32_dot)
 
 
 def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
@@ -130,6 +133,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         group=program.row_group,
         variant=program.variant,
         units=program.grid if program.variant == "tma-persist" else 0,
+        exact_exp=not spec.is_cpu,
         precision=spec.float32_dot,
         narrow=spec.is_cpu,
     )

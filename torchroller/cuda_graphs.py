@@ -1,9 +1,9 @@
 """mode="reduce-overhead" on a GPU: the launches of a plan recorded once as a CUDA graph, and replayed.
 
 A replay repeats addresses. Inputs that seldom change (parameters, buffers) are read where they are, and the graph is
-recorded anew when one of them has moved or changed its packed form; all other inputs are copied to where the graph reads them, and results are
-copied out of it, so that a caller may keep them. What a recording cannot hold (a call that waits for the device) makes
-the plan run as it does without this mode.
+recorded anew when one of them has moved or changed its packed form; all other inputs are copied to where the graph
+reads them, and results are copied out of it, so that a caller may keep them. What a recording cannot hold (a call that
+waits for the device) makes the plan run as it does without this mode.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Replayed:
             except Exception as error:
                 self.refused = f"{type(error).__name__}: {error}"
                 log.warning(
-                    "torchroller: no CUDA graph of a plan, which runs without one from now on: %s", self.refused
+                    "torchroller: no CUDA graph of a plan, which runs without one from now on: %s",
+                    self.refused,
                 )
                 torch.cuda.synchronize()
                 return self.run(args)

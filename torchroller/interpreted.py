@@ -11,7 +11,8 @@ import numpy as np
 NUMPY_LIBRARY: dict[str, Callable[..., Any]] = {
     "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh,
     "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "hypot": np.hypot,
-    "copysign": np.copysign, "exp": np.exp, "fmod": np.fmod, "pow": np.float_power, "erfc": np.vectorize(math.erfc, [float]),
+    "copysign": np.copysign, "fmod": np.fmod, "pow": np.float_power,
+    "erfc": np.vectorize(math.erfc, [float]),
     "lgamma": np.vectorize(lambda x: math.inf if x <= 0 and x % 1 == 0 else math.lgamma(x), [float]),
 }  # fmt: skip
 

@@ -339,7 +339,9 @@ class _Reader:
         }
         self.externs.append(ExternCall(node.target, args, dict(kwargs), results, isinstance(meta, (tuple, list)),
                                        reason, node.name, _where(node), strides))  # fmt: skip
-        if isinstance(meta, (tuple, list)):  # numbers among several results follow from shapes: those of the trace
+        if isinstance(
+            meta, (tuple, list)
+        ):  # numbers among several results follow from shapes: those of the trace
             return tuple(
                 m if isinstance(m, (int, float, bool)) else r for r, m in zip(results, metas, strict=True)
             )

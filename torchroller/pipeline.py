@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from . import debug
 from .build import Kernel, build
 from .choose import Choice, choose, keep
 from .device import DeviceSpec, cpu
+from .emit import split
 from .emit.common import fallible
 from .emit.contraction import is_contraction
 from .emit.convolution import is_convolution, packable
@@ -46,7 +48,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
                 lowered = lower(gm, options, denied)
                 debug.stage("lowered", functools.partial(str, lowered))
                 constant = _constants(lowered, options, static)
-                fused = fuse(lowered, options.fuse, constant)
+                fused = fuse(lowered, options.fuse, constant | _splittable(lowered))
                 debug.stage("fused", functools.partial(str, fused))
                 return assemble(lowered, fused, options, constant)
         except GroupError as error:
@@ -63,6 +65,14 @@ def _constants(lowered: Lowered, options: Options, static: frozenset[int]) -> fr
         return frozenset()
     held = {f"arg{i}" for i in static} | set(lowered.constants)
     return frozenset(held - {target.name for target, _ in lowered.mutations})
+
+
+def _splittable(lowered: Lowered) -> frozenset[str]:
+    """Inputs that a product reads packed although they are no constants (see `_is_packed`)."""
+    if device_spec(lowered.device).float32_dot != split.HOW:
+        return frozenset()
+    written = {target.name for target, _ in lowered.mutations}
+    return frozenset(n.name for n in lowered.inputs if n is not None and n.dtype == "float32") - written
 
 
 def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozenset[str]) -> ExecutionPlan:
@@ -82,13 +92,20 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozens
     choices: dict[Any, Choice] = {}
     picks: dict[Group, Choice] = {}
     for group, kernel in kernels.items():
-        pack = is_contraction(kernel.expr) and _is_constant(kernel, packable(kernel.expr), constant)
+        pack = _is_packed(kernel, spec, constant)
         key = (kernel.expr, pack)
         if key not in choices:
             with _blame(group):
-                choices[key] = choose(kernel.expr, allowed(spec, kernel.expr), executor, directory, topk=options.topk, pack=pack,
-                                      measure=options.measure,
-                                      check=checked and fallible(kernel.expr))  # fmt: skip
+                choices[key] = choose(
+                    kernel.expr,
+                    allowed(spec, kernel.expr),
+                    executor,
+                    directory,
+                    topk=options.topk,
+                    pack=pack,
+                    measure=options.measure,
+                    check=checked and fallible(kernel.expr),
+                )
         picks[group] = choices[key]
     owners = {c: group for group, c in picks.items()}
     built: dict[Choice, CompiledKernel] = {}
@@ -111,7 +128,7 @@ def assemble(lowered: Lowered, fused: Fused, options: Options, constant: frozens
             layout_key = (names[at], replace(layout, tensor=""))
             if layout_key not in packed:
                 name = f"packed{len(packed)}"
-                packed[layout_key] = PackedWeight(name, names[at], layout)
+                packed[layout_key] = PackedWeight(name, names[at], layout, names[at] not in constant)
                 buffers[name] = BufferSpec(name, "packed", layout.elements, layout.dtype)
             names[at] = packed[layout_key].name
         if choice.source.flags:
@@ -224,8 +241,26 @@ def kernel_name(group: Group) -> str:
     return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
 
 
-def _is_constant(kernel: Kernel, tensor: str | None, constant: frozenset[str]) -> bool:
-    return tensor is not None and kernel.buffers[int(tensor[1:])] in constant
+_WORTH_SPLITTING = 2048  # rows of a product from which on the right operand is split anew for each call
+
+
+def _is_packed(kernel: Kernel, spec: DeviceSpec, constant: frozenset[str]) -> bool:
+    """Does the kernel of a product read its right operand packed: a constant, or one that is split for many rows."""
+    tensor = packable(kernel.expr) if is_contraction(kernel.expr) else None
+    if tensor is None:
+        return False
+    buffer = kernel.buffers[int(tensor[1:])]
+    if buffer in constant:
+        return True
+    dot = kernel.expr.dots[0]
+    if (
+        allowed(spec, kernel.expr).float32_dot != split.HOW
+        or kernel.expr.values[dot.args[0]].dtype != "float32"
+    ):
+        return False
+    columns = {name for name in kernel.expr.moves()[dot.args[1]]}
+    rows = math.prod(a.extent for a in kernel.expr.spatial if a.name not in columns)
+    return buffer.startswith("arg") and (rows >= _WORTH_SPLITTING or is_convolution(kernel.expr))
 
 
 def _buffers(lowered: Lowered, fused: Fused) -> dict[str, BufferSpec]:

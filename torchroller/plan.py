@@ -98,11 +98,12 @@ class Extern:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """Buffer `name` holds input or constant `source` in the layout of `pack`."""
+    """Buffer `name` holds input or constant `source` in the layout of `pack`; `fresh`: packed at every call."""
 
     name: str
     source: str
     pack: Pack
+    fresh: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,8 @@ class ExecutionPlan:
     def steady(self, args: list[Any]) -> bool:
         """Whether every packed weight is that of the inputs as they are now."""
         for packed in self.packed:
+            if packed.fresh:
+                continue
             spec = self.buffers[packed.source]
             source = args[spec.number] if spec.kind == "input" else self.constants[packed.source]
             have = self.weights.get(packed.name)
@@ -389,6 +392,9 @@ class _Instance:
     def packed_weight(self, packed: PackedWeight, args: list[Any]) -> torch.Tensor:
         spec = self.plan.buffers[packed.source]
         source = args[spec.number] if spec.kind == "input" else self.plan.constants[packed.source]
+        if packed.fresh:
+            self.in_use[packed.name] = Packed.of(source, packed.pack)
+            return self.in_use[packed.name].tensor
         if source.is_inference():
             raise UntrackedWeight(f"input {packed.source} is an inference tensor, which keeps no version")
         have = self.plan.weights.get(packed.name)

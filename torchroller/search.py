@@ -44,6 +44,7 @@ _EPSILON_ENOUGH = 0.3  # masks make padding cheap: tolerate this much before set
 _EPSILON_MAX = 1.0
 _MAX_REDUCE_STEP = {True: 512, False: 128}  # of a dot, on a CPU and on a GPU
 _DRAWS = 100  # random tiles tried for each one that is asked for
+_WARP_STORES = 32  # positions in a row that are worth a tile of their own: those of a warp
 _MIN_DOT = 16  # tl.dot on a GPU takes at least 16 along every axis
 
 Extents = tuple[int, ...]
@@ -173,7 +174,7 @@ class _Search:
 
     def __init__(self, space: Space, device: DeviceSpec, tiled: Collection[str] | None) -> None:
         self.space, self.device = space, device
-        self.tiled = _tiled_axes(space, tiled)
+        self.tiled = _tiled_axes(space, device, tiled)
         self.limits = tuple(next_pow2(d) if i in self.tiled else 1 for i, d in enumerate(space.extents))
         if device.is_cpu and space.taps >= _WINDOW and not space.has_dot:
             # The factors of the taps stay in registers while the program walks the positions; and most programs
@@ -241,15 +242,20 @@ class _Search:
     def _next(self, e: Extents, axis: int) -> Extents | None:
         """The next aligned tile along an axis: the next power of two that pads a spatial axis tolerably.
 
-        Rows of a CPU's product may pad at will: it computes none behind the last register block (`live_rows`).
+        Rows of a CPU's product may pad at will: it computes none behind the last register block (`live_rows`). Those
+        of a GPU's pad to one matrix instruction.
         """
         space, extent, limit = self.space, e[axis], self.limits[axis]
         if space.is_reduce[axis] and space.has_dot:
             limit = min(limit, _MAX_REDUCE_STEP[self.device.is_cpu])
         allowed = space.extents[axis] * (1 + self.epsilon)
-        skipped = space.is_reduce[axis] or (self.device.is_cpu and space.has_dot and axis in space.m_axes)
+        rows = space.has_dot and axis in space.m_axes
+        skipped = space.is_reduce[axis] or (self.device.is_cpu and rows)
+        instruction = space.peak(self.device).instruction[0] if rows else 0
         while extent < limit:
             extent *= 2
+            if extent <= instruction:  # fewer rows than one instruction of a matrix unit multiplies
+                return (*e[:axis], extent, *e[axis + 1 :])
             whole = axis in space.borders and extent >= space.extents[axis]  # both ends in one program
             if skipped or whole or padded(space.extents[axis], extent) <= allowed:
                 return (*e[:axis], extent, *e[axis + 1 :])
@@ -373,7 +379,7 @@ class _Search:
             self.found[self.start] = _Candidate(tiled, launch, cost.estimate(tiled, launch))
 
 
-def _tiled_axes(space: Space, names: Collection[str] | None) -> frozenset[int]:
+def _tiled_axes(space: Space, device: DeviceSpec, names: Collection[str] | None) -> frozenset[int]:
     if names is not None:
         unknown = sorted(set(names) - set(space.names))
         if unknown:
@@ -381,7 +387,14 @@ def _tiled_axes(space: Space, names: Collection[str] | None) -> frozenset[int]:
         return frozenset(space.names.index(n) for n in names)
     if not space.has_dot:
         return frozenset(range(len(space.extents)))
-    longest = [max(axes, key=lambda i: space.extents[i]) for axes in (space.m_axes, space.n_axes) if axes]
+    stored: frozenset[int] = frozenset()
+    if not device.is_cpu:  # neighbours that one instruction of a warp stores come before the length
+        stored = frozenset(i for o in space.operands if o.write for i in o.contiguous)
+
+    def key(i: int) -> tuple[bool, int]:
+        return i in stored and space.extents[i] >= _WARP_STORES, space.extents[i]
+
+    longest = [max(axes, key=key) for axes in (space.m_axes, space.n_axes) if axes]
     return frozenset((*longest, *space.reduce))
 
 

@@ -19,7 +19,8 @@ GB_S = 1e9
 TB_S = 1e12
 TFLOPS = 1e12
 
-_TF32_PRODUCTS = {"ieee": 0, "tf32x3": 3, "tf32": 1}  # products of TF32 for one of float32
+# Of one product of float32: (type, how many).
+_PRODUCTS = {"ieee": ("float32", 0), "bf16x6": ("bfloat16", 6), "tf32": ("tf32", 1)}
 TRITON_MAX_NUMEL = 1 << 20  # triton.language.core.TRITON_MAX_TENSOR_NUMEL: elements in one block tensor
 
 
@@ -120,23 +121,23 @@ class DeviceSpec:
         return by_name.get(dtype) or by_name["float32"]
 
     def multiplying(self, how: str) -> DeviceSpec:
-        """This device with float32 products made in another way.
+        """This device with float32 products made in another way; see `float32_dot`.
 
         ieee    multiply-adds of the vector units
-        tf32x3  three products of TF32 on the matrix units: each operand is a sum of two numbers of 11 bits, so the error
-                of a product is about that of float32 (Ootomo and Yokota, IJHPCA 2022)
+        bf16x6  six products of bfloat16 on the matrix units, with the error of float32 (emit/split.py)
         tf32    one product of TF32, 10 bits of mantissa: for users who allow it to PyTorch
 
-        A device without a peak for "tf32" multiplies as the vector units do.
+        A device without matrix units for the type, or one that is no CUDA device, stays as it is.
         """
-        if how not in _TF32_PRODUCTS:
-            raise ValueError(f"float32 products are made by one of {list(_TF32_PRODUCTS)}, not by {how!r}")
-        tensor = next((p for p in self.peaks if p.dtype == "tf32" and p.matrix_flops), None)
-        if tensor is None or self.kind != "cuda":
+        if how not in _PRODUCTS:
+            raise ValueError(f"float32 products are made by one of {list(_PRODUCTS)}, not by {how!r}")
+        kind, count = _PRODUCTS[how]
+        units = next((p for p in self.peaks if p.dtype == kind and p.matrix_flops), None)
+        if self.kind != "cuda" or (count and units is None):
             return self
-        count = _TF32_PRODUCTS[how]
-        rate = tensor.matrix_flops / count if count and tensor.matrix_flops else None
-        shape = tensor.instruction if count else (1, 1, 1)
+        rate, shape = None, (1, 1, 1)
+        if units is not None and units.matrix_flops and count:
+            rate, shape = units.matrix_flops / count, units.instruction
         peaks = tuple(
             Peak(p.dtype, p.vector_flops, rate, shape) if p.dtype == "float32" else p for p in self.peaks
         )

@@ -66,7 +66,7 @@ def _sample(source: torch.Tensor) -> np.ndarray | None:
 
 
 def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
-    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded.
+    """`source`, read as the matrix that `layout` describes, in [n tile][k][block] order, zero padded, flat.
 
     With pairs, [n tile][k / pairs][block][pairs].
     """
@@ -84,7 +84,7 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
         full, rest = divmod(last, layout.block)
         depth = layout.depth or layout.k
         steps = (len(rows), layout.tiles, depth // layout.pairs, layout.block, layout.pairs)
-        dtype = TORCH_DTYPES[layout.dtype]
+        dtype = source.dtype if layout.parts > 1 else TORCH_DTYPES[layout.dtype]
         out = huge_pages(torch.empty(math.prod(steps), dtype=dtype, device=source.device)).view(steps)
         by_k = out.transpose(3, 4)  # outer, tile, k / pairs, pairs, column
         if layout.k < depth:
@@ -96,4 +96,13 @@ def pack(source: torch.Tensor, layout: Pack) -> torch.Tensor:
             out[:, full:] = 0
         if rest:
             by_k[:, full, :, :, :rest] = rows[..., last - rest :]
-    return out.flatten()
+        return split(out, layout) if layout.parts > 1 else out.flatten()
+
+
+def split(values: torch.Tensor, layout: Pack) -> torch.Tensor:
+    """`values` as `layout.parts` numbers of its type that add up to them: [part, element], flat."""
+    found, rest = [], values
+    for _ in range(layout.parts):
+        found.append(rest.to(TORCH_DTYPES[layout.dtype]))
+        rest = rest - found[-1].to(values.dtype)
+    return torch.stack(found).flatten()

@@ -45,7 +45,12 @@ class Wrapped(nn.Module):
 
 
 def ids(batch: int = 2, length: int = TOKENS, seed: int = 1) -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
+    return torch.randint(
+        0,
+        VOCABULARY,
+        (batch, length),
+        generator=torch.Generator(torch.get_default_device()).manual_seed(seed),
+    )
 
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -124,11 +124,15 @@ def mobilenet() -> nn.Module:
 
 
 def tokens(batch: int = 2, length: int = TOKENS) -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+    return torch.randint(
+        0, VOCABULARY, (batch, length), generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+    )
 
 
 def image(batch: int = 2, size: int = 32) -> torch.Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+    return torch.randn(
+        batch, 3, size, size, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+    )
 
 
 def bert() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -209,7 +209,9 @@ def test_what_pytorch_calls_on_a_gpu_is_lowered(variant, causal):
     plan = compile_graph(gm, [*inputs, *extra], Options())
     assert len(plan.launches) == 1 and not plan.externs
     (got,) = plan([*inputs, *extra])
-    exact = SDPA(*(x.double() for x in inputs), attn_mask=extra[0].double() if bias else None, is_causal=causal)
+    exact = SDPA(
+        *(x.double() for x in inputs), attn_mask=extra[0].double() if bias else None, is_causal=causal
+    )
     assert float((got - exact).abs().max()) < 1e-6 * float(exact.abs().max())
 
 

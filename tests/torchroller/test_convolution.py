@@ -18,7 +18,9 @@ LAST = torch.channels_last
 
 
 def image(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed)).to(
+        dtype
+    )
 
 
 def ours(fn, *args, launches: int | None = None):

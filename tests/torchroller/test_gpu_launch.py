@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
-from torch.fx.experimental.proxy_tensor import make_fx
 from test_variants import LINEAR, expression, linear, varied
+from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver as drivers
 

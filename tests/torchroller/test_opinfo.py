@@ -42,7 +42,9 @@ def samples(
     """Up to `most` samples, as (leaves, function of the leaves); those with empty tensors are left out."""
     torch.manual_seed(0)
     found = []
-    for sample in itertools.islice(op.sample_inputs(str(torch.get_default_device()), dtype, requires_grad=grad), 4 * most):
+    for sample in itertools.islice(
+        op.sample_inputs(str(torch.get_default_device()), dtype, requires_grad=grad), 4 * most
+    ):
         leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         if not tensors or any(t.numel() == 0 or t.layout != torch.strided for t in tensors):

@@ -266,10 +266,11 @@ def test_degenerate_shapes(device, expr):
 
 
 def test_a_packed_weight_is_predicted_as_one():
-    """On a CPU bringing B into order is work that packing saves; a GPU reads either the same way."""
+    """On a CPU bringing B into order is work that packing saves, on some GPUs splitting it; others read either alike."""
     from torchroller.choose import ranked
 
     expr = matmul(128, 768, 768)
-    plain, packed = (ranked(expr, zen5_spec(), 3, pack).best.estimate.time_s for pack in (False, True))
-    assert packed < plain
-    assert ranked(expr, H100, 3, True).best.key == ranked(expr, H100, 3, False).best.key
+    for device in (zen5_spec(), H100):
+        plain, packed = (ranked(expr, device, 3, pack).best.estimate.time_s for pack in (False, True))
+        assert packed < plain
+    assert ranked(expr, MI300X, 3, True).best.key == ranked(expr, MI300X, 3, False).best.key

@@ -42,6 +42,7 @@ class Tiling:
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid
+    exact_exp: bool = False  # exp of the device library: a GPU computes 2**(x log2(e)), 20 ulp off at 60
     precision: str = "ieee"  # of products of float32: `input_precision` of tl.dot
     narrow: bool = (
         False  # contraction: columns that fill no whole step along k are steps of their own, narrower ones
@@ -59,6 +60,7 @@ class Pack:
     Element (k, n) of the matrix lies in the original buffer at offset + k * k_stride + sum(n digits * strides);
     where k counts several axes, `k_shape` and `k_strides` are theirs.
     Tiles run along the last digit of n alone: each combination of the other digits starts a tile of its own.
+    With `parts` an element is stored as that many numbers of `dtype` that add up to it, one plane after the other.
     """
 
     tensor: str
@@ -74,6 +76,7 @@ class Pack:
     k_strides: tuple[int, ...] = ()
     depth: int = 0
     pairs: int = 1
+    parts: int = 1
 
     @property
     def tiles(self) -> int:
@@ -82,6 +85,12 @@ class Pack:
 
     @property
     def elements(self) -> int:
+        """Of all parts."""
+        return self.parts * self.plane
+
+    @property
+    def plane(self) -> int:
+        """Elements of one part."""
         return math.prod(self.n_shape[:-1]) * self.tiles * self.block * (self.depth or self.k)
 
 
@@ -343,18 +352,20 @@ def convert_store(text: str, dtype: str) -> str:
 def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, ...] = ()) -> TritonSource:
     """The whole module: imports, library functions, the kernel."""
     names, types = pointers(body.expr)
+    stored = {p.tensor: POINTER[p.dtype] for p in packs}
+    types = tuple(stored.get(n, t) for n, t in zip(names, types))
     if body.check:
         names, types = (*names, "errors"), (*types, "*i32")
     out = ["import triton", "import triton.language as tl"]
-    if any("libdevice." in line for line in (*body.lines, *(LIBRARY[fn][0] for fn in body.library))):
+    helpers = [line for fn in sorted(body.library) for line in ("", LIBRARY[fn][0])]
+    code = [*helpers, "", "@triton.jit", f"def {name}({', '.join(names)}):"]
+    code += [f"    # {line}" for line in str(body.expr).splitlines()]
+    code += body.lines
+    if tiling.exact_exp:
+        code = [line.replace("tl.exp(", "libdevice.exp(") for line in code]
+    if any("libdevice." in line for line in code):
         out += ["from triton.language.extra import libdevice"]
-    out += [""]
-    for fn in sorted(body.library):
-        out += ["", LIBRARY[fn][0]]
-    out += ["", "@triton.jit", f"def {name}({', '.join(names)}):"]
-    out += [f"    # {line}" for line in str(body.expr).splitlines()]
-    out += body.lines
-    text = "\n".join(out) + "\n"
+    text = "\n".join((*out, "", *code)) + "\n"
     return TritonSource(name, text, types, grid, tiling.num_warps, tiling.num_stages, packs, body.check)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ..expr import Axis, TensorExpr
 from ..tile import rest_widths
+from . import split
 from .common import (
     Body,
     Pack,
@@ -23,6 +24,11 @@ from .common import (
 )
 
 HALF = ("float16", "bfloat16")
+
+
+def stored_as(dtype: str, tiling: Tiling) -> tuple[str, int]:
+    """(type, parts of an element) of a right operand of `dtype` that is packed."""
+    return ("bfloat16", split.PARTS) if dtype == "float32" and tiling.precision == split.HOW else (dtype, 1)
 
 
 def sides(expr: TensorExpr) -> tuple[list[Axis], list[Axis], list[Axis], Axis]:
@@ -175,6 +181,10 @@ class _Contraction:
         self.start, self.width = start, width
         body.line(f"k = {'' if start == '0' else start + ' + '}tl.arange(0, {width})")
         a = self.operand(0, "k[None, :]", masked)
+        if self.pack and (parts := self.pack_layout().parts) > 1:
+            one, two, three = (self.packed_tile(f"b{n}", n) for n in range(parts))
+            split.add_product(body, a, (one, two, three))
+            return
         b = self.packed_tile() if self.pack else self.operand(1, "k[:, None]", masked)
         half = self.expr.values[self.dot.args[0]].dtype in HALF
         exact = f'input_precision="{"ieee" if half else self.tiling.precision}"'
@@ -207,7 +217,7 @@ class _Contraction:
         body.position, body.masks = saved, masks
         return name
 
-    def packed_tile(self) -> str:
+    def packed_tile(self, name: str = "b", part: int = 0) -> str:
         """This program's columns, the step's rows, of the packed B: it is padded along k, so no mask is needed."""
         layout, tile, body = self.pack_layout(), self.column_tile(), self.body
         wide, panels, pairs = layout.block, self.bn // layout.block, layout.pairs
@@ -224,16 +234,17 @@ class _Contraction:
         if pairs > 1:
             dims.append((f"tl.arange(0, {pairs})", 1))
         terms = [f"{tile} * {depth * self.bn}"] if tile != "0" else []
-        for d, (name, stride) in enumerate(dims):
+        terms += [str(part * layout.plane)] if part else []
+        for d, (index, stride) in enumerate(dims):
             at = ", ".join(":" if d == other else "None" for other in range(len(dims)))
-            terms.append(f"{name}[{at}]" + (f" * {stride}" if stride != 1 else ""))
+            terms.append(f"{index}[{at}]" + (f" * {stride}" if stride != 1 else ""))
         text = f"tl.load({layout.tensor} + ({' + '.join(terms)}))"
         if pairs > 1:
             text = f"tl.permute({text}, {(0, len(dims) - 1, *range(1, len(dims) - 1))})"
         if len(dims) > 2:
             text = f"tl.reshape({text}, ({self.width}, {self.bn}))"
-        body.line(f"b = {text}")
-        return "b"
+        body.line(f"{name} = {text}")
+        return name
 
     def column_tile(self) -> str:
         """Number of this program's tile of columns, counting all column axes row-major."""
@@ -256,9 +267,10 @@ class _Contraction:
         wide = min(self.tiling.panel or self.bn, self.bn)
         whole, rest = self.steps_along_k()
         depth = whole + sum(rest) if whole + sum(rest) > self.k.extent else 0
-        return Pack(b.access.tensor, b.dtype, self.k.extent, b.access.stride_of(self.k.name),
+        dtype, parts = stored_as(b.dtype, self.tiling)
+        return Pack(b.access.tensor, dtype, self.k.extent, b.access.stride_of(self.k.name),
                     tuple(a.extent for a in ordered) or (1,), strides or (0,), b.access.offset, wide,
-                    self.bn // wide, depth=depth, pairs=self.tiling.pairs)  # fmt: skip
+                    self.bn // wide, depth=depth, pairs=self.tiling.pairs, parts=parts)  # fmt: skip
 
     def epilogue(self) -> None:
         body = self.body

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from ..expr import Access, Axis, TensorExpr
 from ..implicit import CHANNELS, COLUMNS, ROWS, Sides, sides
 from ..tile import rest_widths
+from . import split
 from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
-from .contraction import HALF
+from .contraction import HALF, stored_as
 from .contraction import packable as packable_matrix
 
 _WRITTEN_OUT = 4  # steps over the channels of one tap that need no loop of their own
@@ -236,6 +237,10 @@ class _Convolution:
             body.line(f"k = {chunk}{f'{start} + ' if start else ''}tl.arange(0, {length})")
             masked = start + steps * length > self.sides.depth
             a_text = self.operand(0, "k[None, :]", length, masked)
+            if self.pack and (parts := self.pack_layout().parts) > 1:
+                one, two, three = (self.packed_tile(length, masked, f"b{n}", n) for n in range(parts))
+                split.add_product(body, a_text, (one, two, three))
+                continue
             b_text = (
                 self.packed_tile(length, masked)
                 if self.pack
@@ -272,7 +277,7 @@ class _Convolution:
         body.position, body.masks, body.flattened = saved, masks, body.flattened[:2]
         return name
 
-    def packed_tile(self, length: int, masked: bool) -> str:
+    def packed_tile(self, length: int, masked: bool, name: str = "b", part: int = 0) -> str:
         """This program's filters, next `length` channels, of the packed weight."""
         depth, tile = self.sides.depth, "0"
         for key, count in (*((a.name, a.extent) for a in self.sides.groups), ("columns", self.tiles_n)):
@@ -282,17 +287,18 @@ class _Convolution:
         wide, panels = layout.block, self.bn // layout.block
         parts = [] if tile == "0" else [f"{tile} * {layout.k * self.bn}"]
         parts += [] if self.tap == "0" else [f"{self.tap} * {depth * wide}"]
+        parts += [str(part * layout.plane)] if part else []
         if panels == 1:
             parts += [f"k[:, None] * {wide}", f"tl.arange(0, {wide})[None, :]"]
             mask = f", mask=k[:, None] < {depth}, other=0" if masked else ""
-            self.body.line(f"b = tl.load({layout.tensor} + ({' + '.join(parts)}){mask})")
-            return "b"
+            self.body.line(f"{name} = tl.load({layout.tensor} + ({' + '.join(parts)}){mask})")
+            return name
         parts += [f"k[:, None, None] * {wide}", f"tl.arange(0, {panels})[None, :, None] * {layout.k * wide}",
                   f"tl.arange(0, {wide})[None, None, :]"]  # fmt: skip
         mask = f", mask=k[:, None, None] < {depth}, other=0" if masked else ""
         text = f"tl.load({layout.tensor} + ({' + '.join(parts)}){mask})"
-        self.body.line(f"b = tl.reshape({text}, ({length}, {self.bn}))")
-        return "b"
+        self.body.line(f"{name} = tl.reshape({text}, ({length}, {self.bn}))")
+        return name
 
     def pack_layout(self) -> Pack:
         access = self.expr.values[self.dot.args[1]].access
@@ -304,8 +310,10 @@ class _Convolution:
                      access.stride_of(last[0].name) if last else 0)  # fmt: skip
         strides = tuple(access.stride_of(a.name) for a in over)
         wide = min(self.tiling.panel or self.bn, self.bn)
-        return Pack(access.tensor, access.dtype, math.prod(a.extent for a in over), strides[-1], n_shape, n_strides,
-                    access.offset, wide, self.bn // wide, tuple(a.extent for a in over), strides)  # fmt: skip
+        dtype, parts = stored_as(access.dtype, self.tiling)
+        return Pack(access.tensor, dtype, math.prod(a.extent for a in over), strides[-1], n_shape, n_strides,
+                    access.offset, wide, self.bn // wide, tuple(a.extent for a in over), strides,
+                    parts=parts)  # fmt: skip
 
     def epilogue(self) -> None:
         body = self.body

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+from ..emit.split import HOW
 from ..errors import NotLowered
 from ..graph import Node
 from ..tile import padded
@@ -73,7 +74,17 @@ def _product(cx: Context, x: Node, w: Node, bias: Node | None) -> Node:
     b, (n, c, *sizes) = cx.b, x.shape
     positions, matrix = math.prod(sizes), b.reshape(w, w.shape[:2])
     planar = positions >= _FILLED * padded(positions, _COLUMNS) and stays_planar(cx, x)
-    if planar:
+    if x.dtype == "float32" and _splits(cx):
+        # filters are the operand that can come split from memory, and that is the right one
+        rows = (
+            b.permute(b.reshape(x, (n, c, positions)), (0, 2, 1))
+            if planar
+            else b.reshape(last(cx, x), (n, positions, c))
+        )
+        filters = b.expand(b.reshape(b.permute(matrix, (1, 0)), (1, c, w.shape[0])), (n, c, w.shape[0]))
+        value = b.permute(b.dot(rows, filters, "float32"), (0, 2, 1))
+        planar = True
+    elif planar:
         filters = b.expand(b.reshape(matrix, (1, *matrix.shape)), (n, *matrix.shape))
         value = b.dot(filters, b.reshape(x, (n, c, positions)), "float32")
     else:
@@ -84,6 +95,13 @@ def _product(cx: Context, x: Node, w: Node, bias: Node | None) -> Node:
         value = b.call("add", "float32", value, b.reshape(added, (w.shape[0], 1)) if planar else added)
     value = b.cast(value, cx.dtype)
     return b.reshape(value, cx.shape) if planar else first(cx, b.reshape(value, (n, *sizes, w.shape[0])))
+
+
+def _splits(cx: Context) -> bool:
+    """Does the device make products of float32 from parts (emit/split.py)?"""
+    from ..pipeline import device_spec  # which lowers with these rules
+
+    return device_spec(cx.out().device).float32_dot == HOW
 
 
 def _depthwise(cx: Context, x: Node, w: Node, bias: Node | None, stride: Sequence[int], padding: Sequence[int],
