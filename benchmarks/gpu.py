@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: is everything right there, and how fast is it against whom?
 
-python benchmarks/gpu.py [--only PART or CASE ...] [--peers a,b] [--rounds N] [--json FILE]
+python benchmarks/gpu.py [--only PART or CASE ...] [--peers a,b] [--rounds N] [--prepare N] [--json FILE]
 python benchmarks/gpu.py --dry-run [--json FILE]      the same plan, tiny, on the CPU: to check the command itself
 
 Parts, in this order: `operators` (the 119 of the ROLLER evaluation at the paper's batch; eager is cuBLAS and cuDNN),
@@ -13,9 +13,12 @@ case; `python benchmarks/report.py` makes the documents from them.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import functools
 import gc
 import json
+import multiprocessing
 import re
 import sys
 import tempfile
@@ -49,12 +52,13 @@ OF_PART = {
     "model": ("eager", "inductor", "inductor-max", "roller", "roller-max", "roller-graphs"),
 }
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}  # of the largest magnitude
-_TURN_S = 0.05
+_TURN_S = 0.02
 
 
 @dataclass(frozen=True)
 class Job:
-    """One case: `make` gives a function and its inputs on the CPU; `flops` of one call, 0 where nobody counts them."""
+    """One case: `make` gives a function and its inputs on the default device; `flops` of one call, 0 where nobody
+    counts them."""
 
     name: str
     part: str
@@ -164,10 +168,7 @@ def error_of(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 def measure(job: Job, peers: list[str], rounds: int, device: torch.device) -> dict[str, Any]:
     """One case in the schema of bench.py: compile everybody, compare with fp64, then take turns."""
-    torch.manual_seed(0)
-    fn, inputs = job.make()
-    fn = fn.to(device) if isinstance(fn, nn.Module) else fn
-    inputs = tuple(x.to(device) for x in inputs)
+    fn, inputs = made(job, device)
     skipped: dict[str, str] = {}
     ready: dict[str, tuple[Callable[[], Any], float, float, str]] = {}
     exact = exactly(fn, inputs)
@@ -205,6 +206,40 @@ def measure(job: Job, peers: list[str], rounds: int, device: torch.device) -> di
     return {"case": job.name, "group": job.group, "bar": job.bar, "flops": job.flops, "bytes": 0,
             "load": about(0)["load"],
             "compiled_alone": job.part == "model", "rows": rows, "skipped": skipped}  # fmt: skip
+
+
+def made(job: Job, device: torch.device) -> tuple[Callable[..., Any], tuple[torch.Tensor, ...]]:
+    """The function of a case and its inputs, made where they are used: random numbers of 1.3 GB take a CPU seconds."""
+    torch.manual_seed(0)
+    with device:
+        fn, inputs = job.make()
+    return (fn.to(device) if isinstance(fn, nn.Module) else fn), tuple(x.to(device) for x in inputs)
+
+
+def prepare(names: list[str], device: torch.device) -> None:
+    """Compiles cases for `roller` in a process of its own, so that Triton's cache has their kernels."""
+    only_float32()
+    for job in jobs(tiny=False):
+        if job.name in names:
+            torch._dynamo.reset()
+            with contextlib.suppress(Exception), torch.no_grad():  # what fails is told where it is measured
+                fn, inputs = made(job, device)
+                torch.compile(fn, backend="roller")(*inputs)
+                del fn, inputs
+            torch.cuda.empty_cache()
+
+
+def prepared(chosen: list[Job], processes: int, device: torch.device) -> None:
+    """`prepare` for all cases, `processes` at a time."""
+    names = [j.name for j in chosen]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        list(pool.map(prepare, [names[n::processes] for n in range(processes)], [device] * processes))
+
+
+def only_float32() -> None:
+    """float32 means float32: products of TF32 are another type's."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def exactly(fn: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -261,6 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         "--peers", help=f"of {', '.join(PEERS)}; default: those that make sense for each part"
     )
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--prepare", type=int, default=0, metavar="N", help="first compile roller's kernels in N processes"
+    )
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu-<name>.json")
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny sizes on the CPU, eager and roller, two rounds"
@@ -279,8 +317,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             f"unknown contenders {unknown}" if unknown else f"no case matches {args.only}; parts are {PARTS}"
         )
-    if not args.dry_run:  # float32 means float32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if not args.dry_run:
+        only_float32()
     machine = facts(device)
     slug = re.sub(r"\W+", "-", str(machine["device"]).lower()).strip("-")
     default = (
@@ -293,6 +331,11 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     caches = cold_caches()
     try:
+        if args.prepare:
+            prepared(chosen, args.prepare, device)
+            machine["compile_s"] = (
+                f"with kernels from Triton's cache, compiled before in {args.prepare} processes"
+            )
         for number, job in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}, {(time.monotonic() - start) / 60:.1f} min] ", end="", flush=True)
             peers = [n for n in asked if n in OF_PART[job.part]]
