@@ -15,7 +15,7 @@ _ADDRESS_REGISTERS = 32  # per thread, besides the data of its tile
 _FMA_DEPTH = (
     8  # reduction steps of both operands that a thread without matrix instructions keeps in registers
 )
-_SPLIT = 2.5  # registers of an element that is split: itself and three halves
+_SPLIT = 3  # registers of an element that is split: itself, three halves and a rest
 
 
 @dataclass(frozen=True)

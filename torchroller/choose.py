@@ -31,8 +31,6 @@ from .search import Construction, construct, sample
 from .tile import RProgram
 from .variants import with_variants
 
-_OF_CONVOLUTION: Any = {"tiled": TILED, "packed": (WEIGHT,), "gathered": (IMAGE,)}
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -90,8 +88,14 @@ def ranked(expr: TensorExpr, spec: DeviceSpec, topk: int, pack: bool = False) ->
     if is_attention(expr) or is_scatter(expr) or is_scan(expr):
         return None
     if is_convolution(expr):
-        return construct(as_product(expr), spec, top_k=topk, **_OF_CONVOLUTION)
+        return construct(as_product(expr), spec, top_k=topk, **_of_convolution(spec, pack))
     return with_variants(construct(expr, spec, top_k=topk, packed=_packed(expr, spec, pack)), expr, spec)
+
+
+def _of_convolution(spec: DeviceSpec, pack: bool) -> dict[str, Any]:
+    """What the search is told of a convolution: filters that are split in memory, or not, differ in registers."""
+    whole = pack or spec.float32_dot != split.HOW
+    return {"tiled": TILED, "packed": (WEIGHT,) if whole else (), "gathered": (IMAGE,)}
 
 
 def _packed(expr: TensorExpr, spec: DeviceSpec, pack: bool) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ def sampled(
     if is_attention(expr) or is_scatter(expr) or is_scan(expr):
         return ()
     if is_convolution(expr):
-        return sample(as_product(expr), spec, count, seed, **_OF_CONVOLUTION)
+        return sample(as_product(expr), spec, count, seed, **_of_convolution(spec, pack))
     return sample(expr, spec, count, seed, packed=_packed(expr, spec, pack))
 
 
@@ -133,7 +137,7 @@ def tiling_of(program: RProgram, spec: DeviceSpec) -> Tiling:
         group=program.row_group,
         variant=program.variant,
         units=program.grid if program.variant == "tma-persist" else 0,
-        exact_exp=not spec.is_cpu,
+        gpu=not spec.is_cpu,
         precision=spec.float32_dot,
         narrow=spec.is_cpu,
     )

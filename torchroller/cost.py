@@ -63,6 +63,9 @@ _BUFFERS, _TAKING_TURNS = 3, 0.72
 # Share of the rate of six products of bfloat16. Measured on H100, of 4096^3: 130 of 165 TFLOP/s with the right operand
 # split in memory, 66 with both split in registers.
 _SPLIT_PACKED, _SPLIT = 0.8, 0.4
+# A program that is alone on its unit splits and multiplies in turns: 128x128x32, of 65536x4096x1024, 75 TFLOP/s with
+# registers for one, 130 with registers for two.
+_ALONE = 0.62
 # Share of the time of L1 and L2 that a register-blocked product exposes: it reads panels in order, well ahead.
 _EXPOSED_PANELS = 0.05
 
@@ -299,6 +302,7 @@ def _gpu_efficiency(t: Tiled, device: DeviceSpec, space: Space, launch: Launch, 
     if split_dot(t):
         through_registers = device.arch.isdigit() and int(device.arch) < 90  # B too, on its way to mma.sync
         share *= _SPLIT_PACKED if space.b_is_packed or through_registers else _SPLIT
+        share *= _ALONE if warps == launch.num_warps else 1.0
     if matrix:
         return share * min(1.0, t.m / peak.instruction[0]) ** 0.5
     # A thread with side x side accumulators loads 2 * side values for side * side multiply-adds, and shared

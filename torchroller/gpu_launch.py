@@ -35,10 +35,13 @@ class GpuSegment:
     """
 
     def __init__(self, owner: Any, launches: Sequence[Any]) -> None:
+        from triton import knobs
+
         self.device: torch.device = owner.plan.executor.device
         self.index = self.device.index if self.device.index is not None else torch.cuda.current_device()
         self.launches: list[tuple[Any, int, Any, Any, list[int], Any]] = []
         self.scratch = False
+        self.driver, self.knobs = owner.plan.executor.driver, knobs
         for launch in launches:
             args = [owner.fixed.get(name, 0) for name in launch.buffers]
             for i, name in enumerate(launch.buffers):
@@ -58,11 +61,9 @@ class GpuSegment:
             self.queue()
 
     def queue(self) -> None:
-        from triton import knobs
-
         if self.scratch:
             allow_scratch(self.device)
-        stream = torch.cuda.current_stream(self.index).cuda_stream
+        stream, knobs = self.driver.get_current_stream(self.index), self.knobs
         enter, leave = _called(knobs.runtime.launch_enter_hook), _called(knobs.runtime.launch_exit_hook)
         for run, grid, function, packed, args, handle in self.launches:
             told = handle.launch_metadata((grid, 1, 1), stream, *args) if enter is not None else None

@@ -31,6 +31,7 @@ from .emit.common import TritonSource
 from .errors import KernelError
 from .gpu_launch import allow_scratch, loaded
 from .interpreted import NUMPY_LIBRARY, interpreted, wide_casts, wide_products
+from .ptxas import SAFE_OPTIONS, miscompiled
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,9 @@ class NativeExecutor:
             if self.native:
                 options = {"emit_asm": False}
             built = triton_compile(ast, target=self.target, options=options)
+            if self.target.backend == "cuda" and miscompiled(built.asm["ptx"]):
+                safe = options | {"ptx_options": SAFE_OPTIONS}
+                built = triton_compile(ast, target=self.target, options=safe)
             if not self.native:
                 loaded(built, self.device)  # here, where kernels are compiled side by side: launchers are C
         except Exception as error:

@@ -28,6 +28,7 @@ from .kernel import CompiledKernel, Executor
 from .search import Construction
 from .weights import Packed
 
+_ALIGNED_BYTES = 16  # of tensors that compiled kernels may take for aligned (tt.divisibility)
 _HEADER_BYTES = 64  # of a launch block, before its arguments (triton_cpu/abi.py)
 
 
@@ -308,6 +309,27 @@ class _Instance:
         ]
         self.produced = [(self.slot[b.name], plan.pools[b.number]) for b in self.moving if b.kind == "output"]
         self.outputs = [self.maker(o, n) for n, o in enumerate(plan.outputs)]
+        self.whole = {} if self.stays else self.whole_outputs()
+        self.shares = bool(plan.externs)  # whose results may lie in an output's storage
+        self.written = frozenset() if self.stays else plan.written()
+
+    def whole_outputs(self) -> dict[int, tuple[Any, ...]]:
+        """Slots of outputs that are the whole of a buffer, with shape, strides and dtype of the tensor to make."""
+        views = [o for o in self.plan.outputs if isinstance(o, TensorView)]
+        found = {}
+        for v in views:
+            spec = self.plan.buffers[v.buffer]
+            extent = 1 + sum((size - 1) * stride for size, stride in zip(v.shape, v.strides))
+            alone = sum(o.buffer == v.buffer for o in views) == 1
+            if (
+                spec.kind == "output"
+                and alone
+                and v.offset == 0
+                and extent == spec.elements > 0
+                and v.dtype == spec.dtype
+            ):
+                found[self.slot[v.buffer]] = v.shape, v.strides, TORCH_DTYPES[v.dtype]
+        return found
 
     def maker(self, out: Any, number: int) -> tuple[int, OutputPool, tuple[Any, ...]] | None:
         """(slot, pool, what its `tensor` needs) of an output that lies in a pool's buffer; None for all others."""
@@ -355,12 +377,26 @@ class _Instance:
 
     def run(self, args: list[Any]) -> list[Any]:
         plan, place = self.plan, self.place
-        if not self.stays:
+        if not self.stays and plan.arena_bytes:
             self.move()
+        back: list[tuple[torch.Tensor, torch.Tensor]] = []
         for slot, number in self.inputs:
-            place(slot, args[number].data_ptr())
+            address = args[number].data_ptr()
+            if address % _ALIGNED_BYTES and not self.stays:
+                address = self.aligned(args, number, back)
+            place(slot, address)
         storages: dict[int, torch.UntypedStorage] = {}
+        made_whole: dict[int, torch.Tensor] = {}
         for slot, pool in self.produced:
+            if slot in self.whole:
+                shape, strides, dtype = self.whole[slot]
+                made_whole[slot] = fresh = torch.empty_strided(
+                    shape, strides, dtype=dtype, device=plan.device
+                )
+                place(slot, fresh.data_ptr())
+                if self.shares:
+                    storages[slot] = fresh.untyped_storage()
+                continue
             storage = pool.storage()
             storages[slot] = storage
             place(slot, storage.data_ptr())
@@ -377,17 +413,32 @@ class _Instance:
             else:
                 tensors = [self.flat(name, args, storages, results) for name in step.buffers]
                 plan.executor.launch(step.kernel, tensors)
+        for theirs, own in back:
+            theirs.copy_(own)
         if self.flagged is not None and self.flagged[0]:
             what, self.flagged[0] = int(self.flagged[0]), 0
             raise plan.failure(what)
         made = [
-            how[1].tensor(storages[how[0]], *how[2]) if how else self.output(o, args, storages, results)
+            made_whole.get(how[0]) if how and how[0] in made_whole
+            else how[1].tensor(storages[how[0]], *how[2]) if how else self.output(o, args, storages, results)
             for o, how in zip(plan.outputs, self.outputs)
-        ]
-        if not self.stays:
+        ]  # fmt: skip
+        if not self.stays and plan.arena_bytes:
             self.storage = allocate(0, plan.device)
         args.clear()
         return made
+
+    def aligned(self, args: list[Any], number: int, back: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+        """Puts a copy in the place of an input that kernels, compiled for aligned tensors, cannot read on a GPU.
+
+        `back` gets (input, copy) where the graph writes to it.
+        """
+        given = args[number]
+        own = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
+        args[number] = own.copy_(given.detach())
+        if number in self.written:
+            back.append((given, own))
+        return own.data_ptr()
 
     def packed_weight(self, packed: PackedWeight, args: list[Any]) -> torch.Tensor:
         spec = self.plan.buffers[packed.source]

@@ -11,6 +11,7 @@ import torch
 import triton
 from test_variants import LINEAR, expression, linear, varied
 from torch.fx.experimental.proxy_tensor import make_fx
+from triton import compiler
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver as drivers
 
@@ -23,6 +24,7 @@ from torchroller.device import H100
 from torchroller.errors import KernelError
 from torchroller.kernel import NativeExecutor
 from torchroller.options import Options
+from torchroller.ptxas import SAFE_OPTIONS
 
 
 class Recorder:
@@ -134,13 +136,28 @@ def test_the_spec_of_a_gpu_follows_its_properties(monkeypatch, hip, properties, 
     assert spec.name == name and spec.units == properties["multi_processor_count"]
 
 
+def test_a_kernel_that_ptxas_gets_wrong_is_assembled_without_optimisation(gpu, monkeypatch):
+    executor, _, _ = gpu()
+    asked = []
+    compiled = compiler.compile
+
+    def compile_as_told(ast, target, options):
+        asked.append(options.get("ptx_options"))
+        return compiled(ast, target=target, options=options)
+
+    monkeypatch.setattr(compiler, "compile", compile_as_told)
+    monkeypatch.setattr(kernels, "miscompiled", lambda ptx: ".entry" in ptx)
+    expr = expression(lambda x: torch.relu(x), (64,), dtype=torch.float32)
+    executor.compile(emit(expr, tiling_of(ranked(expr, H100, 10).best, H100)))
+    assert asked == [None, SAFE_OPTIONS]
+
+
 def test_a_plan_launches_with_addresses(gpu, monkeypatch):
     """Inputs, the arena's temporaries and outputs, as they are at each call; the arena is taken anew each time."""
     executor, recorder, _ = gpu()
     monkeypatch.setattr(pipeline, "executor_for", lambda *_: executor)
     monkeypatch.setattr(pipeline, "device_spec", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     taken = []
 
     def allocate(nbytes, device):
@@ -152,6 +169,8 @@ def test_a_plan_launches_with_addresses(gpu, monkeypatch):
     made = pipeline.compile_graph(gm, [x, w], Options())
     assert not made.externs and len(made.launches) >= 2 and made.arena_bytes
     monkeypatch.setattr(plans, "allocate", allocate)
+    here = torch.empty_strided
+    monkeypatch.setattr(torch, "empty_strided", lambda *a, dtype, device: here(*a, dtype=dtype))
     pools = tuple(OutputPool(48 * 48, torch.float32, torch.device("cpu"), 0) for _ in made.pools)
     plan = replace(made, device=torch.device("cuda", 0), pools=pools)
     for _ in range(2):
@@ -166,3 +185,9 @@ def test_a_plan_launches_with_addresses(gpu, monkeypatch):
         inside = [a for args in recorder.launched for a in args if isinstance(a, int)
                   and arena.data_ptr() <= a < arena.data_ptr() + arena.nbytes()]  # fmt: skip
         assert inside
+    # the machine code reads 16 bytes at a time: a view that starts in between is copied first
+    recorder.launched.clear()
+    odd = torch.randn(48 * 48 + 1)[1:].view(48, 48)
+    assert odd.data_ptr() % 16
+    plan([odd, w])
+    assert odd.data_ptr() not in recorder.launched[0] and all(a % 16 == 0 for a in recorder.launched[0][-3:])

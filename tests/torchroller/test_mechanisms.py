@@ -104,8 +104,11 @@ def test_a_cut_product_is_right(bias, monkeypatch):
 def test_irregular_convolutions_fuse_the_axes_of_their_rows(device, number):
     """A row of 83 or 165 positions pads its tiles; all positions of an image counted as one axis pad little."""
     op = next(o for o in operators.read() if o.id == number).scaled(8)
-    apart = best_s(op.expr(), device)
-    assert best_s(matmul(op["N"] * op["HO"] * op["WO"], op["F"], op["C"]), device) < apart
+    positions = matmul(op["N"] * op["HO"] * op["WO"], op["F"], op["C"])
+    apart, together = (construct(expr, device).best.estimate for expr in (op.expr(), positions))
+    assert together.padding_waste < apart.padding_waste
+    if device is not MI300X:  # whose narrow matrix instructions lose less to padding than to small tiles
+        assert together.time_s < apart.time_s
 
 
 @pytest.mark.parametrize("device", [V100, A100, H100], ids=lambda d: d.name)

@@ -24,6 +24,7 @@ from torchroller.emit.common import TritonSource
 from torchroller.expr import TensorExpr
 from torchroller.kernel import cache_dir, load_module
 from torchroller.plan import ExecutionPlan
+from torchroller.ptxas import miscompiled
 
 DEVICES: dict[str, tuple[DeviceSpec, GPUTarget]] = {
     "sm_80": (A100, GPUTarget("cuda", 80, 32)),
@@ -71,6 +72,7 @@ def offline(source: TritonSource, name: str) -> Footprint:
         number = {k: int(v) for k, v in counted}
         return Footprint(metadata.shared, threads, number["vgpr_count"],
                          4 * (number["vgpr_spill_count"] + number["sgpr_spill_count"]))  # fmt: skip
+    assert not miscompiled(built.asm["ptx"]), f"ptxas would get this kernel wrong:\n{source.text}"
     registers, spilled = cubin_registers(built.asm["cubin"])
     return Footprint(metadata.shared, threads, registers, spilled)
 

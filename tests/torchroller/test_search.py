@@ -19,7 +19,7 @@ from roller_expressions import (
 
 from torchroller import operators
 from torchroller.capacity import Launch, violation
-from torchroller.device import A100, H100, SHIPPED, V100
+from torchroller.device import A100, H100, MI300X, SHIPPED, V100
 from torchroller.search import construct
 from torchroller.space import Space
 from torchroller.tile import ceil_div
@@ -266,7 +266,7 @@ def test_degenerate_shapes(device, expr):
 
 
 def test_a_packed_weight_is_predicted_as_one():
-    """On a CPU bringing B into order is work that packing saves, on some GPUs splitting it; others read either alike."""
+    """On a CPU bringing B into order is work that packing saves, on some GPUs splitting it; others read both alike."""
     from torchroller.choose import ranked
 
     expr = matmul(128, 768, 768)

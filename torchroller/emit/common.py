@@ -42,7 +42,7 @@ class Tiling:
     group: int = 0  # contraction: so many tiles of rows share each tile of columns before the next; 0: all
     variant: str = ""  # contraction on a GPU: how operands arrive (emit/descriptors.py); "": through pointers
     units: int = 0  # programs of a persistent grid
-    exact_exp: bool = False  # exp of the device library: a GPU computes 2**(x log2(e)), 20 ulp off at 60
+    gpu: bool = False  # exp of the device library; what loops walk, on a side of its own in tests of borders
     precision: str = "ieee"  # of products of float32: `input_precision` of tl.dot
     narrow: bool = (
         False  # contraction: columns that fill no whole step along k are steps of their own, narrower ones
@@ -167,6 +167,7 @@ class Body:
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
     check: bool = False  # set a flag where an indirect index leaves its tensor, or an integer divisor is zero
+    apart: bool = False  # tests of borders: positions of reduce axes on one side, what a loop leaves alone on the other
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -201,12 +202,16 @@ class Body:
         extent = {a.name: a.extent for a in self.expr.axes}
         low = ix.offset + sum(min(0, c * (extent[a] - 1)) for a, c in ix.terms)
         high = ix.offset + sum(max(0, c * (extent[a] - 1)) for a, c in ix.terms)
-        text = " + ".join(
-            [*(_times(self.position[a], c) for a, c in ix.terms), *([str(ix.offset)] if ix.offset else [])]
-        )
-        return [
-            f"({text} {test})" for test, needed in ((">= 0", low < 0), (f"< {size}", high >= size)) if needed
-        ]
+        walked = {a.name for a in self.expr.reduce} if self.apart else set()
+        first = [_times(self.position[a], c) for a, c in ix.terms if a in walked or not walked]
+        rest = [_times(self.position[a], c) for a, c in ix.terms if a not in walked and walked]
+        if first and rest:
+            left, bounds = " + ".join(first), (-ix.offset, size - ix.offset)
+            tests = [f"{op} {b} - ({' + '.join(rest)})" for op, b in zip((">=", "<"), bounds)]
+        else:
+            left = " + ".join([*first, *rest, *([str(ix.offset)] if ix.offset else [])])
+            tests = [">= 0", f"< {size}"]
+        return [f"({left} {test})" for test, needed in zip(tests, (low < 0, high >= size)) if needed]
 
     def load(self, n: int, access: Access, depends: frozenset[str]) -> str:
         if self.check:
@@ -361,7 +366,7 @@ def finish(body: Body, tiling: Tiling, name: str, grid: int, packs: tuple[Pack, 
     code = [*helpers, "", "@triton.jit", f"def {name}({', '.join(names)}):"]
     code += [f"    # {line}" for line in str(body.expr).splitlines()]
     code += body.lines
-    if tiling.exact_exp:
+    if tiling.gpu:  # whose own exp is 2**(x log2(e)) with a rounded exponent: 20 ulp off at 60
         code = [line.replace("tl.exp(", "libdevice.exp(") for line in code]
     if any("libdevice." in line for line in code):
         out += ["from triton.language.extra import libdevice"]

@@ -128,7 +128,7 @@ class _Convolution:
         raw = frozenset(
             i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
         )
-        self.body = _Flat(expr, raw_half=raw, check=check)
+        self.body = _Flat(expr, raw_half=raw, check=check, apart=tiling.gpu)
         self.bm, self.bn, self.bk = (tiling.of(a) for a in (ROWS, COLUMNS, CHANNELS))
         self.rows = math.prod(a.extent for a in self.sides.rows)
         self.columns = math.prod(a.extent for a in self.sides.columns)

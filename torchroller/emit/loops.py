@@ -23,7 +23,7 @@ class _Loops:
     def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, check: bool) -> None:
         self.expr, self.tiling, self.name = expr, tiling, name
         self.depends = dependences(expr)
-        self.body = Body(expr, check=check)
+        self.body = Body(expr, check=check, apart=tiling.gpu)
         self.extent = {a.name: a.extent for a in expr.axes}
         self.vector = self.vector_axes()
         self.over = frozenset(a.name for a in expr.reduce)
