@@ -71,7 +71,7 @@ def compile_aot_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, opti
     else:
         runner = _Runner(gm, example_inputs, options, static)
         if options.cuda_graphs and inference and _recordable(runner.plan, static):
-            runner = Replayed(runner, static, lambda args, plans=runner: plans.plan.steady(args))
+            runner = Replayed(runner, static, runner.steady)
 
     def call(args: list[Any]) -> list[Any]:
         return runner(args)
@@ -93,6 +93,10 @@ class _Runner:
     ) -> None:
         self.gm, self.options, self.static = gm, options, static
         self.plan = make_plan(gm, inputs, options, static)
+
+    def steady(self, args: list[Any]) -> bool:
+        """Whether what was packed from inputs is still what they hold."""
+        return isinstance(self.plan, ExecutionPlan) and self.plan.steady(args)
 
     def __call__(self, args: list[Any]) -> list[Any]:
         try:

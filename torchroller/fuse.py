@@ -191,7 +191,7 @@ class _Fuser(Reductions, Contractions, Scatters):
             have, want = self.view_strides(o, self.guess(base_of(o))), call.strides.get(o)
             if have is None or (want and not same_layout(o.shape, have[0], want)):
                 # some ATen kernels rely on the layout that ATen itself would have given them
-                new[o] = self.stored_copy(o, want)
+                new[o] = self.laid_out(o, want)
             deps |= self.source_deps(base_of(new.get(o, o)))
         if new:
             swap: Any = lambda v: new.get(v, v) if isinstance(v, Node) else v  # noqa: E731
@@ -202,6 +202,15 @@ class _Fuser(Reductions, Contractions, Scatters):
                 deps.add(self.after)
             self.after = call
         self.depends[call] = deps
+
+    def laid_out(self, value: Node, strides: tuple[int, ...] | None) -> Node:
+        """A stored copy with these strides; what repeats (a stride of 0) is stored once."""
+        repeated = [d for d, (size, st) in enumerate(zip(value.shape, strides or ())) if size > 1 and st == 0]
+        once = value
+        for d in repeated:
+            once = self.b.slice(once, d, 0, 1)
+        copy = self.stored_copy(once, strides)
+        return self.b.expand(copy, value.shape) if repeated else copy
 
     def cat(self, node: Node) -> None:
         """Each part is written by its own producer into its slice of the joined buffer."""

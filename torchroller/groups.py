@@ -164,6 +164,16 @@ def same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) 
     return all(x == y for s, x, y in zip(shape, a, b) if s > 1)
 
 
+def apart(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Does every element have a place of its own, with or without gaps between?"""
+    reach = 0
+    for st, size in sorted((st, s) for s, st in zip(shape, strides) if s > 1):
+        if st <= reach:
+            return False
+        reach += st * (size - 1)
+    return True
+
+
 def dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Do these strides fill a block of memory exactly once?"""
     step = 1

@@ -15,8 +15,8 @@ from .graph import Builder, Node, base_of, contiguous_strides
 from .groups import (
     Group,
     Storage,
+    apart,
     channels_last,
-    dense,
     is_channels_last,
     padding_below,
     strided_view,
@@ -94,12 +94,13 @@ class Joining:
     def place(self, node: Node, strides: tuple[int, ...], buffer: str | None = None, offset: int = 0) -> None:
         if buffer is None:
             buffer = f"buf{len(self.buffers)}"
-            self.buffers[buffer] = (max(node.numel, 1), node.dtype)
+            extent = 1 + sum((size - 1) * max(stride, 0) for size, stride in zip(node.shape, strides))
+            self.buffers[buffer] = (max(node.numel, extent), node.dtype)
         self.storage[node] = Storage(buffer, strides, offset)
 
     def stored_copy(self, value: Node, strides: tuple[int, ...] | None = None) -> Node:
         copy = self.b.copy(value)
-        if strides and dense(value.shape, strides):
+        if strides and apart(value.shape, strides):
             self.place(copy, strides)
         self.forced.add(copy)
         self.users[copy] = 1

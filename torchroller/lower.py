@@ -260,7 +260,8 @@ class _Reader:
         if target._schema.overload_name in ("out", "dtype_out", "names") or target._schema.is_mutable:
             raise NotLowered("it writes into an argument")
         given = GIVEN.get(packet)
-        if given and any(u.args[1] >= given and u.users for u in node.users if u.target is operator.getitem):
+        read = [int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users]  # type: ignore[call-overload, arg-type]
+        if given and any(number >= given for number in read):
             raise NotLowered("a gradient needs results of ATen's own kernel")
         self.admissible(meta[:given] if given else meta, args, kwargs)
         if node in self.weighted:

@@ -226,7 +226,7 @@ def allowed(spec: DeviceSpec, expr: TensorExpr) -> DeviceSpec:
     try:
         tf32 = torch._C._get_cudnn_allow_tf32() if convolution else torch._C._get_cublas_allow_tf32()
     except RuntimeError:  # set by the newer attribute, which the older one refuses to tell
-        backend: Any = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
+        backend: Any = getattr(torch.backends.cudnn, "conv") if convolution else torch.backends.cuda.matmul  # noqa: B009
         tf32 = backend.fp32_precision == "tf32"
     return spec.multiplying("tf32") if tf32 else spec
 

@@ -53,6 +53,9 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("aten._embedding_bag", "aten._embedding_bag_forward_only"), "test_scan"),
     **dict.fromkeys(("aten._int_mm", "aten._weight_int8pack_mm"), "test_quantised"),
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": "test_attention",
+    **dict.fromkeys(("aten._scaled_dot_product_flash_attention", "aten._scaled_dot_product_efficient_attention",
+                     "aten._scaled_dot_product_cudnn_attention"), "test_attention"),
+    "aten._thnn_fused_lstm_cell": "test_gpu_text",
     **dict.fromkeys(("aten.convolution", "aten._convolution", "aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d",
                      "aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices"), "test_convolution"),
 }  # fmt: skip

@@ -227,3 +227,30 @@ def test_a_gradient_on_a_gpu_is_left_to_the_kernel_that_saved_for_it():
     lowered = lower(gm, Options())
     (extern,) = lowered.externs
     assert "a gradient needs results of ATen's own kernel" in extern.reason
+
+
+def test_an_extern_call_gets_the_strides_of_the_trace():
+    """ATen's kernels of a GPU ask for rows of a mask that start at multiples of 4: PyTorch pads them, and cuts."""
+    inputs = [*heads(19, 19, 16), torch.randn(2, 1, 19, 19)]
+    gm = graph_of("efficient", inputs, False, True)
+    graph = gm.graph
+    (call,) = (n for n in graph.nodes if "scaled_dot_product" in str(n.target))
+    (mask,) = (n for n in graph.nodes if n.name == "x3")
+    with graph.inserting_before(call):
+        at, value, aten = mask, mask.meta["val"], torch.ops.aten
+        padded = (aten.constant_pad_nd.default, [0, 5]), (aten.slice.Tensor, 3, 0, 19)
+        for target, *rest in (*padded, (aten.expand.default, [2, 4, 19, 19])):
+            value = target(value, *rest)
+            at = graph.call_function(target, (at, *rest))
+            at.meta["val"] = value
+        sums = torch.empty(2, 4, 32)
+        call.args = (*call.args[:3], at, True, *call.args[5:])
+    with graph.inserting_before(next(n for n in graph.nodes if n.op == "output")):
+        second = graph.call_function(operator.getitem, (call, 1))
+    second.meta["val"], call.meta["val"] = sums, (call.meta["val"][0], sums, *call.meta["val"][2:])
+    output = next(n for n in graph.nodes if n.op == "output")
+    output.args = ([*output.args[0], second],)
+    plan = compile_graph(gm, inputs, Options())
+    (extern,) = plan.externs
+    assert value.stride() == (456, 0, 24, 1) == extern.args[3].strides
+    assert plan.buffers[extern.args[3].buffer].elements >= 456 + 18 * 24 + 19

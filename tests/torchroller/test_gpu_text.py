@@ -7,6 +7,7 @@ of shortened, products of float32 from parts of bfloat16. TORCHROLLER_TEST_SPEC=
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -17,14 +18,16 @@ from torch import nn
 from torchroller import pipeline
 from torchroller.device import H100
 from torchroller.emit.split import PARTS
+from torchroller.options import Options
 from torchroller.ptxas import miscompiled
 
 
 @pytest.fixture(autouse=True)
 def h100(monkeypatch):
     monkeypatch.setattr(pipeline, "device_spec", lambda device: H100)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def parts(plan) -> list[int]:
@@ -96,6 +99,27 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs(name):
     judge(PROGRAMS[name], torch.randn(60, 32))
+
+
+def test_an_lstm_cell_as_pytorch_calls_it_on_a_gpu():
+    batch, width = 3, 24
+    gates = [torch.randn(batch, 4 * width) for _ in range(2)]
+    inputs = [*gates, torch.randn(batch, width), torch.randn(4 * width), torch.randn(4 * width)]
+    graph = torch.fx.Graph()
+    places = [graph.placeholder(f"x{n}") for n in range(5)]
+    call = graph.call_function(torch.ops.aten._thnn_fused_lstm_cell.default, tuple(places))
+    results = [graph.call_function(operator.getitem, (call, n)) for n in range(2)]
+    graph.output(results)
+    for node, value in zip((*places, *results), (*inputs, inputs[2], inputs[2])):
+        node.meta["val"] = value
+    call.meta["val"] = (inputs[2], inputs[2], gates[0])
+    plan = pipeline.compile_graph(torch.fx.GraphModule(nn.Module(), graph), inputs, Options())
+    assert not plan.externs
+    hidden, cell = plan(list(inputs))
+    i, f, g, o = (gates[0] + gates[1] + inputs[3] + inputs[4]).double().chunk(4, 1)
+    after = f.sigmoid() * inputs[2].double() + i.sigmoid() * g.tanh()
+    assert torch.allclose(cell.double(), after, atol=1e-6)
+    assert torch.allclose(hidden.double(), o.sigmoid() * after.tanh(), atol=1e-6)
 
 
 FAULTY = """

@@ -167,7 +167,9 @@ class Body:
     library: set[str] = field(default_factory=set)
     raw_half: frozenset[int] = frozenset()  # loads kept in their stored half type (operands of a dot)
     check: bool = False  # set a flag where an indirect index leaves its tensor, or an integer divisor is zero
-    apart: bool = False  # tests of borders: positions of reduce axes on one side, what a loop leaves alone on the other
+    apart: bool = (
+        False  # tests of borders: positions of reduce axes on one side, what a loop leaves alone on the other
+    )
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
