@@ -241,7 +241,9 @@ def kernel_name(group: Group) -> str:
     return re.sub(r"\W", "_", "fused_" + "_".join(words[:6]))[:60]
 
 
-_WORTH_SPLITTING = 2048  # rows of a product from which on the right operand is split anew for each call
+# Rows, and floating-point operations, of a product from which on its right operand is split anew for each call: a dozen
+# calls of ATen, a tenth of a millisecond of the host.
+_WORTH_SPLITTING, _LEAST_FLOPS = 2048, 2e9
 
 
 def _is_packed(kernel: Kernel, spec: DeviceSpec, constant: frozenset[str]) -> bool:
@@ -260,7 +262,8 @@ def _is_packed(kernel: Kernel, spec: DeviceSpec, constant: frozenset[str]) -> bo
         return False
     columns = {name for name in kernel.expr.moves()[dot.args[1]]}
     rows = math.prod(a.extent for a in kernel.expr.spatial if a.name not in columns)
-    return buffer.startswith("arg") and (rows >= _WORTH_SPLITTING or is_convolution(kernel.expr))
+    many = rows >= _WORTH_SPLITTING and kernel.expr.flops() >= _LEAST_FLOPS
+    return buffer.startswith("arg") and (many or is_convolution(kernel.expr))
 
 
 def _buffers(lowered: Lowered, fused: Fused) -> dict[str, BufferSpec]:

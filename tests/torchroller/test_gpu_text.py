@@ -50,7 +50,8 @@ def test_weights_come_split(rows):
     assert parts(plan) == [PARTS]
 
 
-def test_many_rows_split_their_right_operand_at_every_call():
+def test_many_rows_split_their_right_operand_at_every_call(monkeypatch):
+    monkeypatch.setattr(pipeline, "_LEAST_FLOPS", 1e6)
     a, b = torch.randn(2100, 48), torch.randn(48, 20)
     plan = judge(torch.mm, a, b, slack=1.0)
     assert parts(plan) == [PARTS] and [p.fresh for p in plan.packed] == [True]
