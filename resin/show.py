@@ -61,7 +61,7 @@ def diagnosis_lines(diagnosis: Mapping[str, Any]) -> list[str]:
     """A diagnosis in a few lines: the suspects first, then what was tried."""
     lines = [
         f"  diagnosis: {diagnosis['kind']} (confidence {diagnosis['confidence']:.2f}, "
-        f"the process stood still for {diagnosis['pause_ms']:.0f} ms)"
+        f"the process was held up for {diagnosis['pause_ms']:.0f} ms)"
     ]
     for suspect in diagnosis["suspects"]:
         growth = f", +{bytes_text(suspect['growth_bytes'])}" if suspect["growth_bytes"] is not None else ""
