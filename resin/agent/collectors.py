@@ -204,6 +204,11 @@ class GroupCollector:
                 read = [m.values[name] for m in members if name in m.values]
                 if len(read) == len(members):
                     values[name] = max(read) if name == "shmem_bytes" else sum(read)
+            room = members[0].values.get("threads_limit", 0.0) - members[0].values["threads"]
+            if room > 0:  # a child is a thread at least
+                values["children_limit"] = values["children"] + room
+                if "threads" in values:
+                    values["threads_limit"] = values["threads"] + room
             for name in ("limit_bytes", "steps_total"):
                 if name in members[0].values:
                     values[name] = members[0].values[name]
@@ -217,11 +222,13 @@ def default_collectors(config: Config) -> list[Collector]:
     from .cgroup import CgroupCollector
     from .gpu import GpuCollector
     from .host import KernelCollector, SharedMemoryCollector
+    from .limits import LimitCollector
     from .work import WorkCollector
 
     return [
         StatusCollector(config.min_process_bytes, config.max_processes),
         DescriptorCollector(),
+        LimitCollector(),
         SmapsCollector(config.slow_tick_s, config.cpu_budget / 3),
         KernelCollector(),
         SharedMemoryCollector(),

@@ -15,6 +15,17 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a process may have at most, as last read; None where there is no limit or it is not known."""
+
+    held: tuple[float | None, float]  # its descriptors and threads then
+    files: float | None  # RLIMIT_NOFILE
+    tasks: float | None  # RLIMIT_NPROC, shared by all of its user
+    user: int | None
+    cgroup: str | None  # directory of the pids controller
+
+
 @dataclass(eq=False, slots=True)
 class Process:
     """A living process. Mutable: the table updates `values` and the collectors' bookkeeping each tick."""
@@ -34,6 +45,7 @@ class Process:
     visits: int = 0
     smaps_due_s: float = 0.0
     smaps: dict[str, float] = field(default_factory=dict)  # uss_bytes, pss_bytes as last read
+    limits: Limits | None = None
     cgroup: str | None = None
     cgroup_known: bool = False
     work_source: str | None = None
