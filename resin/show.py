@@ -27,6 +27,13 @@ def amount_text(metric: str, value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
 
 
+def hours_text(hours: float) -> str:
+    """A time to a limit in the unit that suits it: 0.1 as '6 min', 75 as '3.1 days'."""
+    if hours < 1.0:
+        return f"{max(1.0, 60.0 * hours):.0f} min"
+    return f"{hours:.1f} h" if hours < 72.0 else f"{hours / 24.0:,.1f} days"
+
+
 def moment_text(time_s: float | None, now_s: float | None = None) -> str:
     """A time of day, with the date where it is another day."""
     if time_s is None:
@@ -47,7 +54,7 @@ def finding_lines(finding: Mapping[str, Any]) -> list[str]:
     if finding.get("bytes_per_step") is not None:
         facts.append(f"{amount_text(metric, finding['bytes_per_step'])} per step")
     if finding.get("hours_to_limit") is not None:
-        facts.append(f"limit in {finding['hours_to_limit']:.1f} h")
+        facts.append(f"limit in {hours_text(finding['hours_to_limit'])}")
     facts.append(f"severity {finding['severity']:.2f}")
     facts.append(f"confidence {finding['confidence']:.2f}")
     lines = [head, "  " + " · ".join(facts)]
@@ -61,7 +68,7 @@ def diagnosis_lines(diagnosis: Mapping[str, Any]) -> list[str]:
     """A diagnosis in a few lines: the suspects first, then what was tried."""
     lines = [
         f"  diagnosis: {diagnosis['kind']} (confidence {diagnosis['confidence']:.2f}, "
-        f"the process stood still for {diagnosis['pause_ms']:.0f} ms)"
+        f"the process was held up for {diagnosis['pause_ms']:.0f} ms)"
     ]
     for suspect in diagnosis["suspects"]:
         growth = f", +{bytes_text(suspect['growth_bytes'])}" if suspect["growth_bytes"] is not None else ""

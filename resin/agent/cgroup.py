@@ -6,7 +6,7 @@ import os
 
 from ..model import Entity
 from .collectors import Tick
-from .procfs import keyed_numbers, read_bytes
+from .procfs import keyed_numbers, read_bytes, read_number
 
 UNLIMITED = 1 << 60  # v1 shows "no limit" as a page-rounded number near 2^63
 
@@ -56,7 +56,12 @@ class CgroupCollector:
 
 
 def memory_cgroup_dir(text: str, mount: str) -> str | None:
-    """Directory of the memory controller for the content `text` of a /proc/PID/cgroup file, v1 before v2.
+    """Directory of the memory controller for the content `text` of a /proc/PID/cgroup file, v1 before v2."""
+    return controller_dir(text, mount, "memory", "memory.usage_in_bytes", "memory.current")
+
+
+def controller_dir(text: str, mount: str, controller: str, file_v1: str, file_v2: str) -> str | None:
+    """Directory of a controller, known by a file in it, for the content `text` of a /proc/PID/cgroup file.
 
     Inside a container the path may lie outside of what is mounted; the mount's root then is the container.
     """
@@ -64,9 +69,9 @@ def memory_cgroup_dir(text: str, mount: str) -> str | None:
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "?", "")
         names = controllers.split(",")
-        if "memory" in names:
-            for base in dict.fromkeys((f"{mount}/memory", f"{mount}/{controllers}")):
-                found = _existing(base, path, "memory.usage_in_bytes")
+        if controller in names:
+            for base in dict.fromkeys((f"{mount}/{controller}", f"{mount}/{controllers}")):
+                found = _existing(base, path, file_v1)
                 if found:
                     return found
         elif controllers == "":
@@ -74,7 +79,7 @@ def memory_cgroup_dir(text: str, mount: str) -> str | None:
     if version2 is None:
         return None
     for base in (mount, f"{mount}/unified"):
-        found = _existing(base, version2, "memory.current")
+        found = _existing(base, version2, file_v2)
         if found:
             return found
     return None
@@ -103,7 +108,7 @@ def read_cgroup(directory: str) -> dict[str, float]:
 
 def _read_v2(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
     events = keyed_numbers(read_bytes(f"{directory}/memory.events") or b"")
-    usage = _number(f"{directory}/memory.current")
+    usage = read_number(f"{directory}/memory.current")
     values = {
         "cgroup_bytes": _unreclaimable(
             usage, stat.get(b"file"), stat.get(b"shmem"), stat.get(b"slab_reclaimable")
@@ -116,8 +121,8 @@ def _read_v2(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
         "cgroup_slab_bytes": stat.get(b"slab"),
         "cgroup_page_tables_bytes": stat.get(b"pagetables"),
         "cgroup_inactive_file_bytes": stat.get(b"inactive_file"),
-        "cgroup_limit_bytes": _number(f"{directory}/memory.max"),
-        "cgroup_swap_bytes": _number(f"{directory}/memory.swap.current"),
+        "cgroup_limit_bytes": read_number(f"{directory}/memory.max"),
+        "cgroup_swap_bytes": read_number(f"{directory}/memory.swap.current"),
         "cgroup_high_events_total": events.get(b"high"),
         "cgroup_max_events_total": events.get(b"max"),
         "cgroup_oom_kills_total": events.get(b"oom_kill"),
@@ -126,9 +131,9 @@ def _read_v2(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
 
 
 def _read_v1(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
-    limit = _number(f"{directory}/memory.limit_in_bytes")
+    limit = read_number(f"{directory}/memory.limit_in_bytes")
     kills = keyed_numbers(read_bytes(f"{directory}/memory.oom_control") or b"").get(b"oom_kill")
-    usage = _number(f"{directory}/memory.usage_in_bytes")
+    usage = read_number(f"{directory}/memory.usage_in_bytes")
     cache = stat.get(b"total_cache", stat.get(b"cache"))
     shmem = stat.get(b"total_shmem", stat.get(b"shmem"))
     values = {
@@ -137,11 +142,11 @@ def _read_v1(directory: str, stat: dict[bytes, int]) -> dict[str, float]:
         "cgroup_anon_bytes": stat.get(b"total_rss", stat.get(b"rss")),
         "cgroup_file_bytes": cache,
         "cgroup_shmem_bytes": shmem,
-        "cgroup_kernel_bytes": _number(f"{directory}/memory.kmem.usage_in_bytes"),
+        "cgroup_kernel_bytes": read_number(f"{directory}/memory.kmem.usage_in_bytes"),
         "cgroup_inactive_file_bytes": stat.get(b"total_inactive_file", stat.get(b"inactive_file")),
         "cgroup_limit_bytes": limit if limit is not None and limit < UNLIMITED else None,
         "cgroup_swap_bytes": stat.get(b"total_swap", stat.get(b"swap")),
-        "cgroup_max_events_total": _number(f"{directory}/memory.failcnt"),
+        "cgroup_max_events_total": read_number(f"{directory}/memory.failcnt"),
         "cgroup_oom_kills_total": kills,
     }
     return {name: float(value) for name, value in values.items() if value is not None}
@@ -166,16 +171,10 @@ def limit_of(directory: str, mount: str) -> float | None:
     at = directory
     while at.startswith(mount):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _number(f"{at}/{name}")
+            limit = read_number(f"{at}/{name}")
             if limit is not None and limit < UNLIMITED:
                 limits.append(limit)
         if at == mount:
             break
         at = os.path.dirname(at)
     return float(min(limits)) if limits else None
-
-
-def _number(path: str) -> int | None:
-    data = read_bytes(path)
-    text = data.strip() if data else b""
-    return int(text) if text.isdigit() else None

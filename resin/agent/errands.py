@@ -23,7 +23,7 @@ from resin.store.records import finding_from_json, to_json
 task = json.load(sys.stdin)
 config = make_config(task["config"], base=load_config())
 finding = finding_from_json(task["finding"])
-if is_running(finding.entity):
+if is_running(finding.entity, state_dir=config.state_dir):
     from resin.diagnose import diagnose
     Client(config).post("/api/v1/diagnoses", to_json(diagnose(finding.entity.pid, finding=finding)))
 """
@@ -52,6 +52,7 @@ class Errands:
                     "service_url": self.config.service_url,
                     "token": self.config.token,
                     "ca_file": self.config.ca_file,
+                    "state_dir": self.config.state_dir,
                 },
             }
             subprocess.run(

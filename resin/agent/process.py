@@ -13,6 +13,18 @@ from .roles import BOUNDARIES, program_name, worker_role
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD
+_BOOT_FILE = "boot.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a process may have at most, as last read; None where there is no limit or it is not known."""
+
+    held: tuple[float | None, float]  # its descriptors and threads then
+    files: float | None  # RLIMIT_NOFILE
+    tasks: float | None  # RLIMIT_NPROC, shared by all of its user
+    user: int | None
+    cgroup: str | None  # directory of the pids controller
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +46,7 @@ class Process:
     visits: int = 0
     smaps_due_s: float = 0.0
     smaps: dict[str, float] = field(default_factory=dict)  # uss_bytes, pss_bytes as last read
+    limits: Limits | None = None
     cgroup: str | None = None
     cgroup_known: bool = False
     work_source: str | None = None
@@ -187,6 +200,9 @@ class ProcessTable:
         )
 
 
+_boots: dict[tuple[str, str], set[float]] = {}  # boot times that this process has named entities by, per boot
+
+
 def stable_boot_time_s(roots: Roots, state_dir: str | None) -> float:
     """Boot time that stays the same over agent restarts and clock jumps within one boot.
 
@@ -194,20 +210,44 @@ def stable_boot_time_s(roots: Roots, state_dir: str | None) -> float:
     of an entity's identity, must not. The first value seen in a boot is kept beside the boot id.
     """
     now = boot_time_s(roots.proc) or 0.0
-    boot_id = (read_bytes(f"{roots.proc}/sys/kernel/random/boot_id") or b"").decode().strip()
-    if not state_dir or not boot_id:
-        return now
-    path = os.path.join(state_dir, "boot.json")
+    boot_id = _boot_id(roots)
+    boot_s = now
+    if state_dir and boot_id:
+        kept = _kept_boot_s(state_dir, boot_id)
+        if kept is not None:
+            boot_s = kept
+        else:
+            path = os.path.join(state_dir, _BOOT_FILE)
+            os.makedirs(state_dir, exist_ok=True)
+            temporary = f"{path}.{os.getpid()}"
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump({"boot_id": boot_id, "boot_s": now}, file)
+            os.replace(temporary, path)
+    _boots.setdefault((roots.proc, boot_id), set()).add(boot_s)
+    return boot_s
+
+
+def boot_times_s(roots: Roots, state_dir: str | None = None) -> set[float]:
+    """Boot times by which an entity of this boot may be named: today's, and those before the clock was set."""
+    boot_id = _boot_id(roots)
+    found = set(_boots.get((roots.proc, boot_id), ()))
+    for kept in (
+        _kept_boot_s(os.path.join(state_dir, "agent"), boot_id) if state_dir else None,
+        boot_time_s(roots.proc),
+    ):
+        if kept is not None:
+            found.add(kept)
+    return found
+
+
+def _boot_id(roots: Roots) -> str:
+    return (read_bytes(f"{roots.proc}/sys/kernel/random/boot_id") or b"").decode().strip()
+
+
+def _kept_boot_s(directory: str, boot_id: str) -> float | None:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.path.join(directory, _BOOT_FILE), encoding="utf-8") as file:
             kept = json.load(file)
-        if kept["boot_id"] == boot_id:
-            return float(kept["boot_s"])
+        return float(kept["boot_s"]) if kept["boot_id"] == boot_id else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    os.makedirs(state_dir, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"boot_id": boot_id, "boot_s": now}, file)
-    os.replace(temporary, path)
-    return now
+        return None

@@ -35,6 +35,13 @@ def read_bytes(path: str) -> bytes | None:
         os.close(fd)
 
 
+def read_number(path: str) -> int | None:
+    """The whole number that a kernel file holds; None when there is no such file or it says something else."""
+    data = read_bytes(path)
+    text = data.strip() if data else b""
+    return int(text) if text.isdigit() else None
+
+
 class HeldFile:
     """A kernel file kept open and read again from the start: saves open, path walk and close per tick.
 

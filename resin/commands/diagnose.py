@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         finding = finding_from_json(content)
         from ..agent.identity import is_running
 
-        if finding.entity.pid is None or not is_running(finding.entity):
+        if finding.entity.pid is None or not is_running(finding.entity, state_dir=args.config.state_dir):
             print(
                 f"resin diagnose: {finding.entity.key} does not run on this host (any more)", file=sys.stderr
             )

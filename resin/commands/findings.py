@@ -43,7 +43,7 @@ def _table(found: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..show import amount_text, moment_text
+    from ..show import amount_text, hours_text, moment_text
 
     colours = {"leak": "red", "retention": "yellow", "unclear": "cyan", "bounded": "green"}
     table = Table(box=None, pad_edge=False)
@@ -61,7 +61,7 @@ def _table(found: list[dict]) -> None:
             f["growth_class"],
             moment_text(f["start_s"]),
             "-" if slope is None else amount_text(f["metric"], slope),
-            "-" if hours is None else f"{hours:.1f} h",
+            "-" if hours is None else hours_text(hours),
             f"{f['severity']:.2f}",
         )
     # Piped to a file there is no edge to fit in: names stay whole.

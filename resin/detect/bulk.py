@@ -12,6 +12,7 @@ from ..model import Series
 from .evidence import Window, block_count, shares_of, windows_of
 from .floor import block_minima
 from .segments import clean, judged_runs, without_glitches
+from .silence import NONE, Silences, silences
 from .thresholds import Thresholds
 
 Array = NDArray[np.float64]
@@ -19,15 +20,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cleaned series and its judged runs."""
+    """A cleaned series and its judged runs. `t` leaves long times without samples out (`silences`)."""
 
     series: Series
     t: Array
     y: Array
     runs: tuple[tuple[int, int], ...]
+    silences: Silences = NONE
 
     @property
     def trace_s(self) -> float:
+        """How long was looked at."""
         return float(self.t[-1] - self.t[0]) if self.t.size else 0.0
 
 
@@ -63,21 +66,26 @@ def _alone(
     index: int, series: Series, t: Array, y: Array, thresholds: Thresholds, windows: list[Window]
 ) -> Prepared:
     t, y = without_glitches(*clean(t, y))
+    quiet = silences(t, thresholds)
+    if quiet.after_s.size:
+        t = quiet.seen(t)
     runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
     for run, (a, b) in enumerate(runs):
         warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
         windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))
-    return Prepared(series, t, y, runs)
+    return Prepared(series, t, y, runs, quiet)
 
 
 def _plain(times: Array, values: Array, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Rows with nothing to clean and no fall that could be a restart, a glitch or an end."""
+    """Rows with nothing to clean, no long gap, and no fall that could be a restart, a glitch or an end."""
     with np.errstate(invalid="ignore"):
-        ascending = (np.diff(times, axis=1) > 0).all(axis=1)
+        steps = np.diff(times, axis=1)
+        ascending = (steps > 0).all(axis=1)
+        unbroken = steps.max(axis=1) <= 0.05 * (times[:, -1] - times[:, 0])
         finite = np.isfinite(times).all(axis=1) & np.isfinite(values).all(axis=1)
         no_fall = values.min(axis=1) >= max(thresholds.restart_ratio, 0.5) * values.max(axis=1)
         goes_on = values[:, -1] >= 0.8 * values[:, -7:].max(axis=1)
-        return ascending & finite & no_fall & goes_on & (values[:, 0] > 0)
+        return ascending & unbroken & finite & no_fall & goes_on & (values[:, 0] > 0)
 
 
 def _windows(indices: list[int], times: Array, values: Array, thresholds: Thresholds) -> list[Window]:

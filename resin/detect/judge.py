@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from .rule import Ruling, material_growth, rule_on
 from .shape import growth_class, without_growth
 from .thresholds import DEFAULT, Thresholds
 from .trend import mann_kendall, theil_sen
-from .words import explain, still, work_lines
+from .words import explain, span, still, work_lines
 from .work import against_work
 
 Array = NDArray[np.float64]
@@ -60,9 +61,22 @@ def _judge_batch(batch: list[Series], thresholds: Thresholds) -> list[Finding]:
         if evidence is not None:
             by_run.setdefault((window.series, window.run), []).append(evidence)
     return [
-        _finding(one, [by_run[index, run] for run in range(len(one.runs))], thresholds)
+        _by_the_wall(one, _finding(one, [by_run[index, run] for run in range(len(one.runs))], thresholds))
         for index, one in enumerate(prepared)
     ]
+
+
+def _by_the_wall(one: Prepared, finding: Finding) -> Finding:
+    """The finding with times of the wall, where it was judged by a clock that stood still in silences."""
+    if not one.silences.after_s.size:
+        return finding
+    start, end = (
+        None if s is None else float(one.silences.real(s)) for s in (finding.start_s, finding.end_s)
+    )
+    why = finding.why
+    if finding.verdict != "bounded":
+        why = (*why, f"{span(one.silences.total_s)} without a sample are left out: suspended, or not watched")
+    return replace(finding, start_s=start, end_s=end, why=why)
 
 
 def _finding(one: Prepared, evidence: list[list[Evidence | Quiet]], thresholds: Thresholds) -> Finding:
@@ -144,7 +158,8 @@ def _leak(
     lines = explain(one.series, ruling, slope, tau, p, growth, verdict)
     view = None
     if one.series.work is not None:
-        view = against_work(t, y, one.series.times_s, one.series.work, start_s=e.start_s, end_s=e.end_s)
+        moments = one.silences.seen(one.series.times_s)
+        view = against_work(t, y, moments, one.series.work, start_s=e.start_s, end_s=e.end_s)
     if view is not None:
         numbers["load_r2"] = view.load_r2
         lines = (*lines, *work_lines(one.series.metric, view))

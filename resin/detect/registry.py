@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from ..model import Finding, Series
 from .judge import MEMORY_FAMILY, judge_many
+from .rule import COUNTS
 from .thresholds import DEFAULT, Thresholds
 
 GROUP = "resin.detectors"
@@ -56,7 +57,7 @@ class CounterDetector:
     """Descriptors, threads and children: the same rule; counts restart less often and move in whole numbers."""
 
     name: str = "counter"
-    metrics: tuple[str, ...] = ("fds", "threads", "children")
+    metrics: tuple[str, ...] = COUNTS
     thresholds: Thresholds = replace(DEFAULT, min_relative_growth=0.1)
 
     def judge_many(self, series: Sequence[Series]) -> list[Finding]:

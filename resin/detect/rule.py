@@ -16,6 +16,10 @@ from .thresholds import Thresholds
 Array = NDArray[np.float64]
 
 
+# Metrics that count things; their limits are numbers of them.
+COUNTS = ("fds", "threads", "children")
+
+
 @dataclass(frozen=True)
 class Ruling:
     """Evidence with the conditions that failed; no failure means leak. `fall` in the unit of the series."""
@@ -35,7 +39,7 @@ def material_growth(metric: str, level: float, limit: float | None, thresholds: 
     relative = thresholds.min_relative_growth * max(level, 0.0)
     if metric.endswith("_bytes"):
         return max(relative, thresholds.min_growth_bytes)
-    if metric in ("fds", "threads", "children"):
+    if metric in COUNTS:
         return max(relative, thresholds.min_growth_count)
     return max(relative, 1e-4 * limit if limit else 0.0)
 
@@ -63,9 +67,13 @@ def rule_on(
     elif slope_per_h > 0 and e.level > 0:
         hours = e.level / slope_per_h  # no limit known: the time to double stands for it
     horizon = x.horizon_hours if limit is not None else x.doubling_hours
+    soon = e.growth > 0 if hours is None else hours <= horizon
+    if metric in COUNTS and limit is not None and slope_per_h > 0:
+        # Limits of counts may be set beyond all use (a billion descriptors): doubling matters all the same.
+        soon = soon or e.level <= x.doubling_hours * slope_per_h
     conditions = {
         "material": e.growth > material_growth(metric, e.level, limit, x),
-        "soon": e.growth > 0 if hours is None else hours <= horizon,
+        "soon": soon,
         "linear": e.r2 >= x.min_r2
         and e.r2 >= e.best_r2 - x.max_r2_deficit
         and (not e.ended or e.stairs >= x.min_stairs),

@@ -18,6 +18,8 @@ class Thresholds:
     min_observed_s: float = 30.0  # of a run; below, every program is starting up
     min_segment_share: float = 0.1  # a run shorter than this share of the trace says little about it
     restart_ratio: float = 0.5  # a fall below half of the recent level is a new process, not a free()
+    silent_steps: float = 10.0  # usual intervals without a sample: longer is not a missed scrape ...
+    silent_share: float = 0.5  # ... and beyond this share of what was seen, the clock stands still in it
     # --- what is material --------------------------------------------------------------------------
     min_relative_growth: float = 0.004  # of the level at the start; below lies allocator jitter
     min_growth_bytes: float = 1048576.0  # for `*_bytes`: four pymalloc arenas, or eight heap top pads

@@ -28,7 +28,7 @@ def amount(metric: str, value: float) -> str:
         return f"{value:.0f} B"
     if "utilisation" in metric:
         return f"{100.0 * value:.2f} %"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 100.0 else f"{value:.4g}"
 
 
 def span(seconds: float) -> str:
@@ -92,7 +92,8 @@ def explain(
                 f"{span(3600.0 * ruling.hours_to_limit)}"
             )
         else:
-            lines.append(f"at this slope it doubles in {span(3600.0 * ruling.hours_to_limit)}")
+            again = ruling.hours_to_limit * (e.level + e.growth) / e.level  # from where it stands now
+            lines.append(f"at this slope it doubles in {span(3600.0 * again)}")
     return tuple(lines)
 
 

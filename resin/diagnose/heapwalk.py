@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .mappings import ARENA_BYTES, Mapping
 
@@ -31,6 +32,7 @@ class HeapUse:
     heaps: int
     resident_bytes: int  # of the walked mappings
     complete: bool
+    sizes: Counter[int] = field(default_factory=Counter, repr=False)  # chunks in use by size in bytes
 
     @property
     def retained_bytes(self) -> int:
@@ -46,6 +48,7 @@ def walk(pid: int, mappings: Iterable[Mapping]) -> HeapUse | None:
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         return None
     used = free = chunks = heaps = resident = 0
+    sizes: Counter[int] = Counter()
     complete = True
     read_bytes = 0
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
@@ -66,12 +69,12 @@ def walk(pid: int, mappings: Iterable[Mapping]) -> HeapUse | None:
                 start = _first_chunk(data, main=main)
                 if start is None:
                     continue
-                u, f, n, whole = _walk(data, start, _MOST_CHUNKS - chunks)
+                u, f, n, whole = _walk(data, start, _MOST_CHUNKS - chunks, sizes)
                 used, free, chunks, heaps = used + u, free + f, chunks + n, heaps + 1
                 complete = complete and whole
                 walked = True
             resident += mapping.rss_bytes if walked else 0
-    return HeapUse(used, free, chunks, heaps, resident, complete) if heaps else None
+    return HeapUse(used, free, chunks, heaps, resident, complete, sizes) if heaps else None
 
 
 def _read(descriptor: int, start: int, size: int) -> bytearray:
@@ -120,8 +123,17 @@ def _plausible(data: bytearray, offset: int, *, non_main: bool, steps: int = 12)
     return True
 
 
-def _walk(data: bytearray, offset: int, most: int) -> tuple[int, int, int, bool]:
-    """(used bytes, free bytes, chunks, whether the end was met) of the chain of chunks from `offset`."""
+def grown_sizes(before: HeapUse, after: HeapUse, most: int = 3) -> list[tuple[int, int]]:
+    """(size in bytes, how many more are in use) of the chunks that became more, by the bytes that they hold."""
+    more = [(size, count - before.sizes[size]) for size, count in after.sizes.items()]
+    return sorted((m for m in more if m[1] > 0), key=lambda m: (-m[0] * m[1], m[0]))[:most]
+
+
+def _walk(data: bytearray, offset: int, most: int, sizes: Counter[int]) -> tuple[int, int, int, bool]:
+    """(used bytes, free bytes, chunks, whether the end was met) of the chain of chunks from `offset`.
+
+    Adds the chunks in use to `sizes`.
+    """
     words = memoryview(data)[: len(data) // 8 * 8].cast("Q")
     end = len(words) * 8
     used = free = chunks = 0
@@ -136,6 +148,7 @@ def _walk(data: bytearray, offset: int, most: int) -> tuple[int, int, int, bool]
         head = words[(following >> 3) + 1]
         if head & _PREV_INUSE:
             used += size
+            sizes[size] += 1
         else:
             free += size
         chunks += 1

@@ -1,37 +1,20 @@
-"""The ladder of probes, cheapest first, and what their results mean together."""
+"""The ladder of probes, cheapest first."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..model import Diagnosis, Finding, Suspect
 from . import accounting, heapwalk, mappings, memray_attach, peers, preload, remote, stacks
+from .conclusion import COMPARABLE_BYTES, MEBIBYTE, Notebook, conclude
 from .source import function_at, growth_sites, is_library
-from .target import Gone, Target, inspect
+from .target import Target, inspect
 
-MEBIBYTE = 1048576.0
-RETAINED_SHARE = 0.4  # of what the heap holds resident: above, malloc keeps about as much as the program uses
-RETAINED_BYTES = 8 * MEBIBYTE
-
-
-@dataclass
-class Notebook:
-    """What the probes wrote down so far."""
-
-    suspects: list[Suspect] = field(default_factory=list)
-    probes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    pause_ms: float = 0.0
-    growth: mappings.Growth | None = None
-    grown: dict[str, float] = field(default_factory=dict)
-    heap: heapwalk.HeapUse | None = None
-    heap_before: heapwalk.HeapUse | None = None
-    python_share: float | None = None
-    python_bytes: float = 0.0
-    window_s: float = 0.0
+# Of what malloc gained in all: a line that gained more must have given most of it back elsewhere.
+LEAST_SHARE, MOST_SHARE = 0.1, 2.0
 
 
 def diagnose(
@@ -75,7 +58,7 @@ def diagnose(
         )
     if allow_attach and not _has_line(book):
         _attach(target, book, seconds)
-    return _conclude(target, finding, book)
+    return conclude(target, finding, book)
 
 
 def _quietest_heap(pid: int, readings: int = 4, pause_s: float = 0.3) -> heapwalk.HeapUse | None:
@@ -113,7 +96,7 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
             return preload.ask(control, target.pid, wanted, timeout_s=patience_s)
 
         if _believed(book, ask(request), "helper"):
-            _types(book, ask)
+            _look_for_native(book, ask)
             return
     reason = remote.usable(target)
     if reason is None:
@@ -122,7 +105,7 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
             return remote.ask(target, wanted, timeout_s=patience_s)
 
         if _believed(book, ask_remote(request), "remote_exec"):
-            _types(book, ask_remote)
+            _look_for_native(book, ask_remote)
             return
     else:
         book.probes.append(f"remote_exec: not possible ({reason})")
@@ -130,23 +113,71 @@ def _inside_or_outside(target: Target, book: Notebook, seconds: float) -> None:
         _stacks(target, book, seconds)
 
 
-def _types(book: Notebook, ask: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
-    """Which objects became more, where tracemalloc saw too little of the growth: tensors and the like."""
-    if book.python_share is None or book.python_share > 0.3:
+def _look_for_native(book: Notebook, ask: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    """Where tracemalloc saw too little of the growth: which objects became more, and who calls malloc."""
+    if not book.looks_native:
         return
     found = ask({"op": "types", "seconds": 1.0}) or {}
     grown = found.get("growth")
-    if not isinstance(grown, list):
-        return
-    book.pause_ms += float(found.get("pause_ms", 0.0))
-    told = [f"{g['type']} +{g['count']}" for g in grown[:4] if isinstance(g, dict) and g.get("count", 0) >= 3]
-    book.probes.append("types: " + (", ".join(told) + " in 1 s" if told else "no kind of object became more"))
+    if isinstance(grown, list):
+        book.pause_ms += float(found.get("pause_ms", 0.0))
+        told = [
+            f"{g['type']} +{g['count']}" for g in grown[:4] if isinstance(g, dict) and g.get("count", 0) >= 3
+        ]
+        book.held = tuple(told)
+        book.probes.append(
+            "types: " + (", ".join(told) + " in 1 s" if told else "no kind of object became more")
+        )
+    _believed(book, ask({"op": "ledger", "seconds": 2.0}), "ledger", _ledger)
 
 
-def _believed(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
-    """The window's answer, written down; one that is not what the helper writes is told and left."""
+def _ledger(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
+    """Lines after which malloc holds more; what they gave back elsewhere does not count."""
+    if found is None or "error" in found:
+        book.probes.append(f"{source}: {'no answer in time' if found is None else found['error']}")
+        return False
+    total = float(found["growth_bytes"])
+    book.pause_ms += float(found["pause_ms"])
+    lines = [r for r in found["lines"] if LEAST_SHARE * total <= r["own_bytes"] <= MOST_SHARE * total]
+    waited = [r for r in found["waited"] if r["bytes"] >= LEAST_SHARE * total]
+    book.probes.append(
+        f"{source}: {found['events']} line events in {found['seconds']:.1f} s, malloc {total / MEBIBYTE:+.2f} MiB; "
+        f"lines that left it with more: {len(lines)}, others gave it back elsewhere"
+    )
+    if total < COMPARABLE_BYTES:
+        return True
+    suspects = [
+        Suspect(
+            r["file"], r["line"], r["function"], r["own_bytes"], min(1.0, r["own_bytes"] / total), "allocator"
+        )
+        for r in lines
+    ]
+    if not suspects:
+        book.notes += [
+            f"malloc gained {r['bytes'] / MEBIBYTE:.1f} MiB while {r['file']}:{r['line']} waited: "
+            "another thread allocates"
+            for r in waited[:2]
+        ]
+    known = {(s.file, s.line) for s in suspects} | {(r["file"], r["line"]) for r in waited}
+    others = [s for s in book.suspects if (s.file, s.line) not in known]
+    if book.held:  # where the objects were made, and where their memory came from: by turns
+        made = [s for s in others if s.source == "tracemalloc"]
+        pairs = itertools.zip_longest(made, suspects)
+        suspects = [s for pair in pairs for s in pair if s is not None]
+        others = [s for s in others if s.source != "tracemalloc"]
+    book.suspects[:] = suspects + others
+    return True
+
+
+def _believed(
+    book: Notebook,
+    found: dict[str, Any] | None,
+    source: str,
+    write_down: Callable[[Notebook, dict[str, Any] | None, str], bool] | None = None,
+) -> bool:
+    """The helper's answer, written down; one that is not what the helper writes is told and left."""
     try:
-        return _window(book, found, source)
+        return (write_down or _window)(book, found, source)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         book.probes.append(f"{source}: the answer is not understood ({type(error).__name__}: {error})")
         return False
@@ -180,7 +211,8 @@ def _window(book: Notebook, found: dict[str, Any] | None, source: str) -> bool:
                     Suspect(place["file"], place["line"], place["function"], place["bytes"], share, "running")
                 )
     book.python_bytes, book.window_s = float(found["python_growth_bytes"]), float(found["seconds"])
-    book.python_share = min(1.0, total / resident) if resident > 0 else None
+    book.resident_bytes = resident
+    book.python_share = min(1.0, total / resident) if resident >= COMPARABLE_BYTES else None
     book.probes.append(
         f"{source}: tracemalloc for {found['seconds']:.1f} s, {total / MEBIBYTE:.2f} MiB kept by Python code, "
         f"resident {resident / MEBIBYTE:+.2f} MiB"
@@ -210,6 +242,7 @@ def _stacks(target: Target, book: Notebook, seconds: float) -> None:
     met = {(file, name) for file, _, name in found.seen}
     sites = growth_sites(found.files)
     sites.sort(key=lambda s: (s.file, s.function) not in met)
+    book.container_grows = bool(sites)
     for site in sites[:3]:
         book.suspects.append(Suspect(site.file, site.line, site.function, None, None, "source"))
         book.notes.append(
@@ -238,76 +271,3 @@ def _attach(target: Target, book: Notebook, seconds: float) -> None:
 
 def _has_line(book: Notebook) -> bool:
     return any(s.source in ("tracemalloc", "memray") for s in book.suspects)
-
-
-def _conclude(target: Target, finding: Finding | None, book: Notebook) -> Diagnosis:
-    kind, confidence = _kind(target, finding, book)
-    if kind in ("fds", "threads", "shm"):
-        ranked = sorted(book.grown.items(), key=lambda item: -item[1])
-        book.notes.append("grew while watched: " + ", ".join(f"{n} +{v:.0f}" for n, v in ranked[:5]))
-    if not target.readable:
-        book.notes.append(
-            "memory of the target may not be read: run as the same user or with CAP_SYS_PTRACE, "
-            "or set kernel.yama.ptrace_scope to 0"
-        )
-    return Diagnosis(
-        finding_id=None if finding is None else finding.id,
-        pid=target.pid,
-        kind=kind,
-        suspects=tuple(book.suspects[:10]),
-        confidence=confidence,
-        pause_ms=book.pause_ms,
-        probes=tuple(book.probes),
-        notes=tuple(book.notes),
-    )
-
-
-def _expected_growth(finding: Finding | None, book: Notebook) -> float:
-    """Bytes that should have come in the window: by the finding's slope, else what the mappings gained."""
-    if finding is not None and finding.slope_bytes_per_hour and finding.metric.endswith("_bytes"):
-        return finding.slope_bytes_per_hour / 3600.0 * book.window_s
-    return float(book.growth.total_bytes) if book.growth is not None else 0.0
-
-
-def _kind(target: Target, finding: Finding | None, book: Notebook) -> tuple[str, float]:
-    metric = "" if finding is None else finding.metric
-    if metric == "fds" or book.grown.get("fds", 0) >= 3:
-        return "fds", 0.8
-    if metric == "threads" or book.grown.get("threads", 0) >= 3:
-        return "threads", 0.8
-    kinds = {} if book.growth is None else book.growth.by_kind
-    total = sum(v for v in kinds.values() if v > 0)
-    if metric in ("shmem_bytes", "dev_shm_bytes") or (total > MEBIBYTE and kinds.get("shm", 0) > 0.5 * total):
-        return "shm", 0.8
-    # The reading before the window: what tracing has used and freed since would count as retained.
-    heap = book.heap_before or book.heap
-    expected = _expected_growth(finding, book)
-    python_explains = book.python_bytes > 0.3 * expected if expected > 0 else False
-    if (
-        heap is not None
-        and not python_explains
-        and heap.retained_bytes >= max(RETAINED_BYTES, RETAINED_SHARE * heap.resident_bytes)
-    ):
-        book.notes.append(
-            f"malloc keeps {heap.retained_bytes / MEBIBYTE:.0f} MiB of {heap.resident_bytes / MEBIBYTE:.0f} MiB "
-            "resident free between chunks in use: trim, or set MALLOC_ARENA_MAX or MALLOC_TRIM_THRESHOLD_"
-        )
-        return "fragmentation", min(0.9, 0.4 + 0.6 * heap.retained_bytes / heap.resident_bytes)
-    if total > MEBIBYTE and kinds.get("file", 0) > 0.6 * total:
-        book.notes.append(
-            "resident pages of mapped files grow; the kernel takes them back when it needs them"
-        )
-        return "file-mapping", 0.7
-    if any(s.source == "tracemalloc" for s in book.suspects):
-        share = book.python_share if book.python_share is not None else 0.5
-        return "python-heap", 0.5 + 0.45 * min(1.0, share)
-    if any(s.source == "memray" for s in book.suspects):
-        return "python-heap", 0.8
-    if target.python is not None and book.suspects:
-        return "python-heap", 0.4
-    if kinds.get("heap", 0) + kinds.get("arena", 0) + kinds.get("anon", 0) > 0.6 * max(total, 1.0):
-        return "native-heap", 0.5 if total > MEBIBYTE else 0.2
-    return "unknown", 0.0
-
-
-__all__ = ["Gone", "diagnose"]

@@ -39,6 +39,7 @@ def script(request: Mapping[str, Any], answer: Path) -> str:
     return (
         "import threading\n"
         f"names = {{'__name__': 'resin_inprocess', '__file__': {str(helper)!r}}}\n"
+        f"names['LEDGER_SOURCE'] = {(HERE / 'resin_ledger.py').read_text(encoding='utf-8')!r}\n"
         f"exec(compile({helper.read_text(encoding='utf-8')!r}, {str(helper)!r}, 'exec'), names)\n"
         f"threading.Thread(target=names['handle'], args=({dict(request)!r}, {str(answer)!r}), daemon=True).start()\n"
     )

@@ -298,7 +298,7 @@ def _runs(context: Context) -> str | None:
     entity = context.finding.entity
     if entity.pid is None:
         return "the finding is about no single process"
-    if not is_running(entity):
+    if not is_running(entity, state_dir=context.config.state_dir):
         return f"process {entity.pid} has ended, or its pid belongs to another process now"
     return None
 

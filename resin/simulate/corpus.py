@@ -46,6 +46,7 @@ CASES: tuple[Case, ...] = (
     _leak("list_growth", source="vllm PR #44490"),
     _leak("closure_callbacks", source="pytorch #46386, without torch"),
     _leak("native_malloc", source="a C library without free"),
+    _leak("native_patterns", source="a handle of a C library that is not freed"),
     _leak("method_cache", "stair", "steady", source="transformers #45412"),
     _leak("label_cardinality", source="prometheus client_python #937"),
     _leak("logging_handlers", source="logger.addHandler in a request"),

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 CHUNK_SAMPLES = 2_000_000
 CHUNK_ENTITIES = 60_000  # ranks within a chunk fit 16 bits, where numpy's stable sort is a radix sort
 
-_LIMITS = {"gpu_bytes": "gpu_limit_bytes", "dev_shm_bytes": "dev_shm_size_bytes"}
+_LIMITS = {
+    "gpu_bytes": "gpu_limit_bytes",
+    "dev_shm_bytes": "dev_shm_size_bytes",
+    "fds": "fds_limit",
+    "threads": "threads_limit",
+    "children": "children_limit",
+}
 
 
 def limit_metric(metric: str) -> str | None:
     """Metric that holds the limit of `metric`; None where no limit is known."""
-    if not metric.endswith("_bytes"):
-        return None
     if metric.startswith("cgroup_"):
         return "cgroup_limit_bytes"
-    return _LIMITS.get(metric, "limit_bytes")
+    return _LIMITS.get(metric, "limit_bytes" if metric.endswith("_bytes") else None)
 
 
 def read_series(

@@ -137,6 +137,18 @@ def test_small_processes_kernel_threads_and_zombies_are_left_out(host):
     assert "train.py" in by_component(sampler.sample())
 
 
+def test_small_processes_are_looked_at_now_and_then(host):
+    for pid in range(200, 216):
+        host.process(pid, ["small"], anon=100, file=100)
+    sampler = host.sampler()
+    for _ in range(2):
+        sampler.sample()
+    for pid in range(200, 216):
+        host.process(pid, ["small"], anon=90_000)
+    seen = [sum(s.entity.pid is not None for s in sampler.sample()) for _ in range(8)]
+    assert seen == [2, 4, 6, 8, 10, 12, 14, 16]
+
+
 def test_processes_beyond_the_bound_are_counted(host):
     for pid in range(100, 110):
         host.process(pid, ["python3", f"p{pid}.py"], anon=pid * 100)

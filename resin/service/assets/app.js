@@ -133,7 +133,7 @@ function diagnosisCard(f) {
   const card = el("div", { class: "card", id: "diagnosis" }, el("h2", {}, "Diagnosis"));
   const d = f.diagnosis;
   if (d) {
-    card.append(el("p", {}, `${d.kind}, confidence ${d.confidence.toFixed(2)}; the process stood still for ${Math.round(d.pause_ms)} ms.`));
+    card.append(el("p", {}, `${d.kind}, confidence ${d.confidence.toFixed(2)}; the process was held up for ${Math.round(d.pause_ms)} ms.`));
     if (d.suspects.length) {
       card.append(table([["Place", ""], ["Function", ""], ["Growth", "number"], ["Share", "number"], ["Seen by", ""]],
         d.suspects.map((s) => el("tr", {}, el("td", {}, el("code", {}, `${s.file}:${s.line}`)), el("td", {}, el("code", {}, s.function)),

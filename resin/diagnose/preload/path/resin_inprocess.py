@@ -41,6 +41,24 @@ def _libc():
     return ctypes.CDLL(None, use_errno=True)
 
 
+def _malloc_used():
+    """A function that tells the bytes malloc has handed out and not got back; None where glibc has no mallinfo2.
+
+    It keeps the GIL, so that no other Python thread runs between the reading and what follows it.
+    """
+    try:
+        function = ctypes.PyDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return None
+    function.restype = _Mallinfo2
+
+    def used():
+        info = function()
+        return info.uordblks + info.hblkhd
+
+    return used
+
+
 def resident_bytes():
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -78,25 +96,33 @@ def trim():
 
 
 def types(seconds=1.0, most=20):
-    """Growth of the number of tracked objects by type over `seconds`. The two walks hold the GIL."""
+    """Growth of the number of tracked objects by type over `seconds`. The walks hold the GIL.
+
+    A kind counts that became more in both halves of the time: what was made once is nobody's leak.
+    """
 
     def count():
         # Counted in C: a loop in Python over the objects of a torch program would take ten times as long.
         return collections.Counter(map(type, gc.get_objects()))
 
-    started = time.perf_counter()
-    first = count()
-    pause = time.perf_counter() - started
-    time.sleep(seconds)
-    started = time.perf_counter()
-    second = count()
-    pause += time.perf_counter() - started
+    readings = []
+    pause = 0.0
+    for wait_s in (0.0, 0.5 * seconds, 0.5 * seconds):
+        time.sleep(wait_s)
+        started = time.perf_counter()
+        readings.append(count())
+        pause += time.perf_counter() - started
+    first, second, third = readings
     grown: dict = {}
-    for kind, number in (second - first).items():
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        grown[name] = grown.get(name, 0) + number
-    ordered = sorted(grown.items(), key=lambda item: (-item[1], item[0]))[:most]
-    return {"growth": [{"type": k, "count": n} for k, n in ordered], "pause_ms": 1000.0 * pause}
+    for kind, number in (third - second).items():
+        if second[kind] > first[kind]:
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            grown[name] = grown.get(name, 0) + number + second[kind] - first[kind]
+    # The program's own kinds first: each of their objects brings dicts, cells and lists with it.
+    ordered = sorted(grown.items(), key=lambda item: (item[0].startswith("builtins."), -item[1], item[0]))[
+        :most
+    ]
+    return {"growth": [{"type": k, "count": n} for k, n in ordered if n > 0], "pause_ms": 1000.0 * pause}
 
 
 def _by_place(snapshot):
@@ -119,6 +145,55 @@ def _by_place(snapshot):
     return found
 
 
+class _Running:
+    """Growth by the line that ran: shared out by the CPU time that each thread used since the last look."""
+
+    def __init__(self):
+        self.total = 0
+        self.bytes: dict = {}
+        self.busy: dict = {}  # place -> looks that found a thread still there, +1 if it worked, -1 if it waited
+        self._last: dict = {}  # ident -> (place, CPU time)
+        self._clock = time.monotonic()
+
+    def seen(self, grown):
+        me = threading.get_ident()
+        threads = {t.ident: t.native_id for t in threading.enumerate()}
+        now = time.monotonic()
+        used = {}
+        for ident, frame in sys._current_frames().items():
+            if ident == me:
+                continue
+            place, cpu = _innermost(frame), _thread_cpu_s(threads.get(ident))
+            before = self._last.get(ident)
+            if before is not None:
+                used[ident] = max(0.0, cpu - before[1])
+                if before[0] == place:
+                    worked = used[ident] > 0.1 * (now - self._clock)
+                    self.busy[place] = self.busy.get(place, 0) + (1 if worked else -1)
+            self._last[ident] = (place, cpu)
+        self._clock = now
+        self.total += grown
+        total = sum(used.values())
+        for ident, share in used.items():
+            if grown and total:
+                place = self._last[ident][0]
+                self.bytes[place] = self.bytes.get(place, 0) + grown * share / total
+
+    def busiest(self):
+        """Places by growth, without those at which threads mostly wait: it came before they got there."""
+        told = [item for item in self.bytes.items() if self.busy.get(item[0], 0) >= 0 and item[1] > 0]
+        return sorted(told, key=lambda item: -item[1])
+
+
+def _thread_cpu_s(native_id):
+    """CPU time of one of our threads; 0 where it cannot be told."""
+    try:
+        with open(f"/proc/self/task/{native_id}/schedstat", "rb") as file:
+            return int(file.read().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def window(seconds=3.0, frames=8, most=12):
     """Allocations made and kept during a window, by stack, innermost frame last.
 
@@ -131,12 +206,10 @@ def window(seconds=3.0, frames=8, most=12):
 
     if tracemalloc.is_tracing():
         return {"error": "the target traces its own allocations already"}
-    me = threading.get_ident()
     pause = 0.0
     snapshots = []
-    running: dict = {}
+    running = _Running()
     last = resident_bytes()
-    grown_total = 0
     started = time.monotonic()
     tracemalloc.start(frames)
     try:
@@ -147,12 +220,7 @@ def window(seconds=3.0, frames=8, most=12):
                     break
                 time.sleep(min(0.01, left))
                 now = resident_bytes()
-                if now > last:
-                    grown_total += now - last
-                    others = [f for ident, f in sys._current_frames().items() if ident != me]
-                    for frame in others:
-                        place = _innermost(frame)
-                        running[place] = running.get(place, 0) + (now - last) / len(others)
+                running.seen(max(0, now - last))
                 last = now
             before = time.thread_time()  # our CPU time bounds how long we held the GIL
             own = resident_bytes() - tracemalloc.get_tracemalloc_memory()
@@ -182,14 +250,14 @@ def window(seconds=3.0, frames=8, most=12):
                 }
             )
     places.sort(key=lambda p: -p["steady_bytes"])
-    busiest = sorted(running.items(), key=lambda item: -item[1])[:most]
+    busiest = running.busiest()[:most]
     return {
         "places": places[:most],
         "elided": max(0, len(places) - most),
         "python_growth_bytes": sum(p["steady_bytes"] for p in places),
         "resident_growth_bytes": resident3 - resident1,
         "running": [{"file": k[0], "line": k[1], "function": k[2], "bytes": n} for k, n in busiest],
-        "running_total_bytes": grown_total,
+        "running_total_bytes": running.total,
         "seconds": t3 - t1,
         "pause_ms": 1000.0 * pause,
     }
@@ -213,6 +281,21 @@ def _innermost(frame):
     return (best.f_code.co_filename, best.f_lineno, best.f_code.co_name)
 
 
+def _ledger(seconds):
+    """Run the ledger of resin_ledger.py, which lies beside this file or was sent along with it."""
+    used = _malloc_used()
+    if used is None or sys.implementation.name != "cpython":
+        return {"error": "needs CPython with glibc 2.33 or later"}
+    path = os.path.join(os.path.dirname(_SELF), "resin_ledger.py")
+    source = globals().get("LEDGER_SOURCE")
+    if source is None:
+        with open(path, encoding="utf-8") as file:
+            source = file.read()
+    names: dict = {"__name__": "resin_ledger", "__file__": path}
+    exec(compile(source, path, "exec"), names)
+    return names["ledger"](used, lambda name: name in (_SELF, path) or _is_library(name), seconds)
+
+
 def answer(request):
     op = request.get("op")
     if op == "window":
@@ -223,7 +306,9 @@ def answer(request):
         return trim()
     if op == "types":
         return types(float(request.get("seconds", 1.0)))
-    return {"error": f"unknown op {op!r}; known: window, allocator, trim, types"}
+    if op == "ledger":
+        return _ledger(float(request.get("seconds", 2.0)))
+    return {"error": f"unknown op {op!r}; known: window, allocator, trim, types, ledger"}
 
 
 def _write(path, found):
