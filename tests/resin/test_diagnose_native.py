@@ -75,8 +75,9 @@ def test_python_objects_that_hold_native_memory_are_named(start):
     found = diagnose(process.pid, seconds=2.0)
     assert found.kind == "native-heap"
     assert any("Python objects hold on to it: " in n and "sqlite3.Connection +" in n for n in found.notes)
-    assert found.suspects[0].file == str(path)
-    assert found.suspects[0].line in (5, 6)
+    first = found.suspects[0]
+    assert (first.file, first.function) == (str(path), "request")
+    assert {5, 6} & {s.line for s in found.suspects[:3]}  # where it is allocated; line 7 holds on to it
 
 
 @glibc
