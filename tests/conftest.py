@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine draws examples slowly: that is no fault of what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 _CACHES = Path(__file__).parents[1] / "out" / "test-caches"
 os.environ.setdefault("TRITON_CACHE_DIR", str(_CACHES / "triton"))

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from roller_devices import zen5_spec
 from roller_expressions import column_sum, embedding, matmul, pointwise, row_sum, softmax, total
@@ -308,7 +308,6 @@ def test_whole_rows_save_passes():
 tiles = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # neither judges the code: a busy machine is slow
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), tiles, tiles, tiles)
 def test_an_estimate_is_finite_positive_and_never_beats_the_peak(m, n, k, bm, bn, bk):
     for device in (zen5_spec(), A100):
