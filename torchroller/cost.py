@@ -33,6 +33,7 @@ from torchroller.traffic import (
     shared_bytes,
     turned,
 )
+from torchroller.triton_cpu.blocking import heights
 
 _LOAD_COST = 0.75  # of a load from shared memory, in multiply-adds, given that wide loads and broadcasts help
 # Loss of rate for each doubling of the accumulator tile beyond a third of L1: its loads wait for L2. Measured on a
@@ -53,6 +54,7 @@ _PREPARED = 16.0
 # Vector instructions of what lies across the vectors: turned by shuffles in whole blocks, picked lane by lane else.
 _TURN, _PICKED = 5.0, 2.0
 _FMA_CHAINS = 8  # independent accumulators that keep two FMA pipes of four cycles latency busy
+_TIGHT = 0.94  # of the rate where no further one makes up for a late operand: on Zen 3, 73 of 80 GFLOP/s
 # Loss of rate for each load of a register block beyond one in two multiply-adds, where the rows of A come from L2. On
 # Zen 4: 4x64 116, 8x32 113 GFLOP/s.
 _EXTRA_LOADS = 0.2
@@ -279,17 +281,33 @@ def _cpu_efficiency(t: Tiled) -> float:
     """Share of the FMA peak: enough accumulators to hide latency, columns that fill vectors."""
     rows, cols = register_block(t)
     lanes = t.device.lanes(4)
-    chains = min(1.0, rows * max(1, cols // lanes) / _FMA_CHAINS)
     room = t.device.private_levels[-1].capacity_bytes / 3
     spilled = math.log2(max(1.0, t.accumulator_bytes / room))
-    cycles = t.inner / t.steps * rows * max(1, cols // lanes) / 2
-    share = cycles / (cycles + _BLOCK_CYCLES)
     if t.m > FEW_ROWS:
-        share *= 1.0 - _EXTRA_LOADS * max(0.0, lanes / cols + 1 / rows - _EVEN_LOADS)
+        high, reach = heights((rows, max(1, cols // lanes)), t.m, 8 * t.device.vector_bytes)
+        reach = min(reach, t.m)
+        share = t.m / (reach / _strip_efficiency(t, high) + (t.m - reach) / _strip_efficiency(t, rows))
     else:
+        share = min(1.0, rows * max(1, cols // lanes) / _FMA_CHAINS) * _reached(t, rows)
         share *= 1.0 - _SECOND_STRIP * (ceil_div(t.m, rows) - 1)
         share *= _BROKEN_PANELS if t.n > 2 * cols else 1.0
-    return chains * share * min(1.0, t.n / lanes) * max(0.5, 1.0 - _FAR_ACCUMULATOR * spilled)
+    return share * min(1.0, t.n / lanes) * max(0.5, 1.0 - _FAR_ACCUMULATOR * spilled)
+
+
+def _strip_efficiency(t: Tiled, rows: int) -> float:
+    """Share of the FMA peak of strips of this many rows among many: chains of multiply-adds, loads beside them."""
+    _, cols = register_block(t)
+    lanes = t.device.lanes(4)
+    chains = rows * max(1, cols // lanes)
+    share = min(1.0, chains / _FMA_CHAINS) * (_TIGHT if chains <= _FMA_CHAINS else 1.0)
+    return share * _reached(t, rows) * (1.0 - _EXTRA_LOADS * max(0.0, lanes / cols + 1 / rows - _EVEN_LOADS))
+
+
+def _reached(t: Tiled, rows: int) -> float:
+    """Share of a register block's time that is multiply-adds."""
+    _, cols = register_block(t)
+    cycles = t.inner / t.steps * rows * max(1, cols // t.device.lanes(4)) / 2
+    return cycles / (cycles + _BLOCK_CYCLES)
 
 
 def _gpu_efficiency(t: Tiled, device: DeviceSpec, space: Space, launch: Launch, warps: int) -> float:

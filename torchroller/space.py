@@ -150,7 +150,8 @@ class Space:
     """Axes, operands, and which axes feed which side of a dot, by number instead of by name.
 
     spatial, reduce, m_axes, n_axes: axis numbers; m_axes move only the first argument of the dot, n_axes
-    only the second. copies_rows: the rows of the first argument lie apart and are copied before they are used.
+    only the second. copies_rows, looks_up_rows: the rows of the first argument lie apart; they are computed into a copy,
+    or read where a table says.
     inner: axes along which some operand is contiguous. passes: dependent reductions, the
     number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
     per point of the whole space, and per spatial point; vector_moves and row_moves: what a CPU adds to them for
@@ -162,7 +163,8 @@ class Space:
     ) -> None:
         self.expr = expr
         self._packed = frozenset(packed)
-        self.copies_rows = bool(gathered)
+        computed = bool(expr.dots) and expr.values[expr.dots[0].args[0]].access is None
+        self.copies_rows, self.looks_up_rows = bool(gathered) and computed, bool(gathered) and not computed
         self.names = tuple(a.name for a in expr.axes)
         self.extents = tuple(max(1, a.extent) for a in expr.axes)
         self.is_reduce = tuple(a.kind == "reduce" for a in expr.axes)

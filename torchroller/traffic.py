@@ -38,6 +38,7 @@ _BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one
 # Times that collecting rows of an image from their places costs more than reading them once: load, store, and finding
 # each row. Measured on Zen 4: 64 rows of 128 channels for 32 columns take a quarter of the product's time.
 _COLLECTED = 24
+_ADDRESSED = 320  # bytes through L1 that a row costs whose address is looked up instead: the table, and a stream begun
 _NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
@@ -407,7 +408,8 @@ def cache_bytes(t: Tiled) -> list[float]:
 def copied_bytes(t: Tiled) -> tuple[int, int]:
     """Bytes through L1 that bringing A, and B, into the order of the micro-kernel takes in one reduction step."""
     in_place = t.m <= blocking.IN_PLACE_ROWS or (t.space.b_is_packed and t.n <= _NEAR_COLUMNS)
-    return _COLLECTED * t.a if t.space.copies_rows else 0, 0 if in_place else 3 * t.b
+    rows = _COLLECTED * t.a if t.space.copies_rows else _ADDRESSED * t.m if t.space.looks_up_rows else 0
+    return rows, 0 if in_place else 3 * t.b
 
 
 def _streaming_bytes(t: Tiled) -> list[float]:

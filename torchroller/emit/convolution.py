@@ -22,6 +22,7 @@ from .contraction import HALF, stored_as
 from .contraction import packable as packable_matrix
 
 _WRITTEN_OUT = 4  # steps over the channels of one tap that need no loop of their own
+_TAPS = 9  # of a window that are written out one after the other
 SHORT_ROW = 64  # positions of one row that are too few for a tile of rows
 
 
@@ -214,43 +215,73 @@ class _Convolution:
         self.body.have = {self.number: "acc"}
 
     def walk(self, steps: int, chunks: list[tuple[int, int]]) -> None:
-        """Adds to the accumulator, for every tap, `steps` times runs of channels: (start, length) each."""
+        """Adds to the accumulator, for every tap, `steps` times runs of channels: (start, length) each.
+
+        On a CPU the taps of one row of the window, or all of a small window, are written out one after the other:
+        its backend makes one product of them, with the accumulator in registers.
+        """
         body, taps = self.body, self.sides.taps
-        total = steps * math.prod(a.extent for a in taps)
+        inner = self.written_out(steps * len(chunks))
+        outer, flat = taps[: len(taps) - len(inner)], math.prod(a.extent for a in inner)
+        total = steps * math.prod(a.extent for a in outer)
         if total > 1:
             body.line(f"for step in range(0, {total}):")
             body.indent += 1
-        tap = "step" if steps == 1 else f"step // {steps}"
-        if total > 1 and len(taps):
-            body.line(f"tap = {tap}")
-        self.tap = "tap" if total > 1 and taps else "0"
-        inner = 1
-        for a in reversed(taps):
-            text = self.tap if inner == 1 else f"{self.tap} // {inner}"
-            if a is not taps[0]:
-                text = f"{text} % {a.extent}" if inner == 1 else f"({text}) % {a.extent}"
-            body.line(f"{a.name} = {text}")
-            body.position[a.name] = a.name
-            inner *= a.extent
+        self.tap = "0"
+        if total > 1 and outer:
+            body.line(f"tap = {'step' if steps == 1 else f'step // {steps}'}")
+            self.tap = "tap"
+        self.place(outer, self.tap)
         for start, length in chunks:
-            chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if taps else 'step'} * {length} + "
+            chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if outer else 'step'} * {length} + "
             body.line(f"k = {chunk}{f'{start} + ' if start else ''}tl.arange(0, {length})")
-            masked = start + steps * length > self.sides.depth
-            a_text = self.operand(0, "k[None, :]", length, masked)
-            if self.pack and (parts := self.pack_layout().parts) > 1:
-                one, two, three = (self.packed_tile(length, masked, f"b{n}", n) for n in range(parts))
-                split.add_product(body, a_text, (one, two, three))
-                continue
-            b_text = (
-                self.packed_tile(length, masked)
-                if self.pack
-                else self.operand(1, "k[:, None]", length, masked)
-            )
-            half = self.expr.values[self.dot.args[0]].dtype in HALF
-            precision = "ieee" if half else self.tiling.precision
-            body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="{precision}")')
+            before = self.tap
+            if inner:
+                body.line(f"for near in tl.static_range({flat}):")
+                body.indent += 1
+                self.place(inner, "near")
+                self.tap = "near" if before == "0" else f"({before} * {flat} + near)"
+            self.add_product(length, start + steps * length > self.sides.depth)
+            if inner:
+                body.indent -= 1
+                self.tap = before
         if total > 1:
             body.indent -= 1
+
+    def written_out(self, steps: int) -> tuple[Axis, ...]:
+        """The taps that are written out for each of so many steps along the channels: the last axes of the window."""
+        taps = self.sides.taps
+        if self.tiling.gpu or not taps:
+            return ()
+        if steps * math.prod(a.extent for a in taps) <= _TAPS:
+            return taps
+        return taps[-1:] if taps[-1].extent <= _TAPS else ()
+
+    def place(self, taps: Sequence[Axis], number: str) -> None:
+        """Positions in the window, `number` counting through these axes of it."""
+        inner = 1
+        for a in reversed(taps):
+            text = number if inner == 1 or number == "0" else f"{number} // {inner}"
+            if a is not taps[0] and number != "0":
+                text = f"{text} % {a.extent}" if inner == 1 else f"({text}) % {a.extent}"
+            self.body.line(f"{a.name} = {text}")
+            self.body.position[a.name] = a.name
+            inner *= a.extent
+
+    def add_product(self, length: int, masked: bool) -> None:
+        """acc += rows of the image at one tap times its filters, over `length` channels from `k` on."""
+        body = self.body
+        a_text = self.operand(0, "k[None, :]", length, masked)
+        if self.pack and (parts := self.pack_layout().parts) > 1:
+            one, two, three = (self.packed_tile(length, masked, f"b{n}", n) for n in range(parts))
+            split.add_product(body, a_text, (one, two, three))
+            return
+        b_text = (
+            self.packed_tile(length, masked) if self.pack else self.operand(1, "k[:, None]", length, masked)
+        )
+        half = self.expr.values[self.dot.args[0]].dtype in HALF
+        precision = "ieee" if half else self.tiling.precision
+        body.line(f'acc = tl.dot({a_text}, {b_text}, acc, input_precision="{precision}")')
 
     def operand(self, which: int, k: str, length: int, masked: bool) -> str:
         body, arg = self.body, self.dot.args[which]

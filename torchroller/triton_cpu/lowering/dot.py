@@ -8,8 +8,8 @@ panels [N / NR][K][NR], which also applies whatever computes them (casts, masks,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torchroller.triton_cpu.blocking import IN_PLACE_ROWS, micro_kernels, register_block
 from torchroller.triton_cpu.errors import UnsupportedOperation
@@ -19,8 +19,10 @@ from torchroller.triton_cpu.lowering.batched_dot import batches, is_row_major
 from torchroller.triton_cpu.lowering.code import Operand
 from torchroller.triton_cpu.lowering.control import _reads
 from torchroller.triton_cpu.lowering.elementwise import convert
-from torchroller.triton_cpu.lowering.evaluate import Evaluator
+from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
 from torchroller.triton_cpu.lowering.function import Lowering, handles
+from torchroller.triton_cpu.lowering.gathered import add_products, counted, is_zero, rows_apart
+from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
 from torchroller.triton_cpu.lowering.live import live_rows
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.transpose import transpose_block
@@ -46,19 +48,6 @@ _STREAMED_ROWS, _STREAM_BYTES = 4, 2048
 # dpbf16ps at the rate of fma, so twice its products. Intel's cores issue one every other cycle: there, widening to
 # f32 is faster (measured on Emerald Rapids: 84 GFLOP/s a core with dpbf16ps, 115 to 145 with fma) and rounds less.
 _FAST_BF16 = ("znver",)
-
-
-@dataclass(frozen=True)
-class Strip:
-    """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type).
-
-    elsewhere: not written by this program, so it may have to come from a distant cache.
-    """
-
-    pointer: str
-    row: Operand
-    step: Operand
-    elsewhere: bool = False
 
 
 def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str] | None:
@@ -92,6 +81,8 @@ def product_of(ev: Evaluator, a: str, b: str, acc: str) -> tuple[mk.Product, str
 @handles("tt.dot")
 def dot(low: Lowering, op: Op) -> None:
     ev = low.ev
+    if products(low, [op]):
+        return
     a, b, c = (low.tensor(v) for v in op.operands)
     found = product_of(ev, a.elem, b.elem, c.elem)
     if found is None:
@@ -115,6 +106,43 @@ def dot(low: Lowering, op: Op) -> None:
         )
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))
+
+
+def products(low: Lowering, ops: Sequence[Op]) -> bool:
+    """Products on one accumulator whose rows of A lie here and there, without a copy of them; False for others."""
+    ev = low.ev
+    lefts, rights = ([low.tensor(op.operands[n]) for op in ops] for n in (0, 1))
+    c = low.tensor(ops[0].operands[2])
+    found = product_of(ev, lefts[0].elem, rights[0].elem, c.elem)
+    depths = {rows_apart(ev, a) for a in lefts}
+    k = depths.pop()
+    if found is None or k is None or depths:
+        return False
+    product, elem = found
+    m = lefts[0].shape[0]
+    n = rights[0].shape[1]
+    lanes = min(ev.vector_bits // (64 if product.acc == "double" else 32), n)
+    _, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
+    if product.kind not in ("fma", "bf16") or elem != lefts[0].elem or elem != rights[0].elem:
+        return False
+    if k % product.step or (product.step > 1 and lanes != ev.lanes) or c.elem not in ("f32", "f64"):
+        return False
+    with low.code.nest():
+        width = vectors * lanes
+        panels = [
+            _panel_in_place(ev, b, m, width, k) if product.step == 1 else _stored_steps(ev, b, product.step, width)
+            for b in rights
+        ]
+        first = panels[0]
+        if first is None or any(b is None or (b.row, b.step) != (first.row, first.step) for b in panels):
+            return False
+        fresh = is_zero(c)
+        buffer = new_buffer(low.code, c.elem, c.shape) if fresh else accumulator(low, ops[0], c)
+        if not is_row_major(buffer):
+            buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, c.elem, buffer.shape))
+        add_products(low, product, ops, lefts, [b for b in panels if b is not None], buffer, k, fresh)
+    low.set_tensor(ops[-1].results[0], stored(buffer))
+    return True
 
 
 def cast(t: Tensor, elem: str) -> Tensor:
@@ -161,7 +189,9 @@ def _single_use(low: Lowering, v: Value) -> bool:
     return low.use_counts.get(v, 0) == 1
 
 
-def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op: Op | None = None) -> None:
+def _multiply(
+    low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op: Op | None = None, fresh: bool = False
+) -> None:
     ev, code = low.ev, low.code
     m, k = a.shape
     n = b.shape[1]
@@ -183,19 +213,21 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op:
             compensation = _compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     live = m if op is None else live_rows(low, op, rows)
-    strips = (live if isinstance(live, int) else m) // rows
+    spans = strips(low, (rows, vectors), m, live)
     a_row, a_step, b_step = (n if isinstance(n, int) else None for n in (left.row, left.step, b_row))
-    next_rows = left.elsewhere and strips > 1 and mk.spare_loads(shape)
-    layout = mk.Layout(a_row, a_step, b_step, next_rows=next_rows)
+    next_rows = left.elsewhere and m > rows and mk.spare_loads(shape)
+    layout = mk.Layout(a_row, a_step, b_step, next_rows=next_rows, fresh=fresh)
     # What follows in memory is asked for early where panels are read in place: by as many strips as there are lines
     # in the steps that one iteration takes, each asking for its part.
     step_bytes = panels * (8 if p.acc == "double" else 4)
-    asking = min(strips, max(1, step_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
+    (_, reach, height), *_ = spans
+    count = reach // height if isinstance(reach, int) else m // height
+    asking = max(1, min(count, step_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
     following = in_place is not None and b_row == panels
     ahead = _distance(m, k // p.step * step_bytes) if following else 0
     size = "float" if p.acc == "float" else p.acc
 
-    def block(column: Operand, row: Operand, share: int) -> None:
+    def block(column: Operand, row: Operand, share: int, rows: int) -> None:
         a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
         if isinstance(b_panel, int):
             start = code.mul(column, b_panel // panels)
@@ -203,7 +235,7 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op:
             start = code.mul(code.let(f"udiv i64 {column}, {panels}") if column != 0 else 0, b_panel)
         b_at = _advance(ev, b_pointer, size, start)
         c_at = _advance(ev, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
-        symbol, text, declared = mk.function(p, shape, replace(layout, ahead=share))
+        symbol, text, declared = mk.function(p, replace(shape, rows=rows), replace(layout, ahead=share))
         for d in declared:
             code.declare(d, d)
         code.declare(symbol, text)
@@ -219,19 +251,12 @@ def _multiply(low: Lowering, p: mk.Product, a: Tensor, b: Tensor, c: Buffer, op:
     def column(index: Operand) -> None:
         if compensation is not None:
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
-        first = asking * rows if ahead else 0
-        if isinstance(live, str):
-            if first:
-                code.declare("smin", "declare i64 @llvm.smin.i64(i64, i64)")
-                end = code.let(f"call i64 @llvm.smin.i64(i64 {live}, i64 {first})")
-                code.dynamic_loop(0, end, rows, "i64", lambda r: block(index, r, step_bytes // asking))
-            if first < m:
-                code.dynamic_loop(first, live, rows, "i64", lambda r: block(index, r, 0))
-            return
-        if first:
-            code.loop(first, lambda r: block(index, r, step_bytes // asking), step=rows)
-        if first < live:
-            code.loop(live - first, lambda r: block(index, code.add(r, first), 0), step=rows)
+        for n, (start, end, height) in enumerate(spans):
+            if ahead and n == 0:
+                first = least(low, end, asking * height)
+                over_rows(low, start, first, height, lambda r: block(index, r, step_bytes // asking, height))
+                start = first
+            over_rows(low, start, end, height, lambda r, height=height: block(index, r, 0, height))
 
     code.loop(n, column, step=panels)
 
@@ -247,19 +272,27 @@ def _advance(ev: Evaluator, pointer: str, type: str, offset: Operand) -> str:
     return pointer if offset == 0 else ev.code.let(f"getelementptr {type}, ptr {pointer}, i64 {offset}")
 
 
-def _linear_load(ev: Evaluator, t: Tensor):
-    """(form, pointer type) of a plain load whose address is linear and that needs no mask in this version."""
+def _linear_load(ev: Evaluator, t: Tensor, dim: int = 0, needed: int | None = None):
+    """(form, pointer type) of a plain load whose address is linear and that needs no mask in this version, or none but
+    the one that ends it after `needed` places along `dim`. What lies behind them is then not to be read, and is zero.
+    """
     if not isinstance(t, Load) or t.buffer is not None or t.volatile:
         return None
-    if t.mask is not None and not ev.holds(t.mask):
-        return None
+    short = needed is not None and needed < t.shape[dim]
+    if short or (t.mask is not None and not ev.holds(t.mask)):
+        if t.mask is None or not short or not (t.other is None or is_zero(t.other)):
+            return None
+        if any(dim not in m.varies and not ev.holds(m) for m in conjuncts(t.mask)):
+            return None
+        if counted(ev, t, dim) != needed:
+            return None
     form = t.pointer.linear(ev, ev.mode.forms)
     if form.pointer is None or t.pointer.buffer is not None:
         return None
     return form
 
 
-def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
+def _in_place(ev: Evaluator, a: Tensor, step: int) -> mk.Strip | None:
     """A where it lies. Pairs and quads need consecutive k."""
     if a.buffer is not None:
         strides = a.buffer.strides
@@ -267,8 +300,8 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
             return None
         if step > 1:  # rows of packed elements: count in units of the packed type
             whole = a.elem == "bf16" and strides[0] % step == 0
-            return Strip(a.buffer.pointer, strides[0] // step, 1) if whole else None
-        return Strip(a.buffer.pointer, strides[0], strides[1])
+            return mk.Strip(a.buffer.pointer, strides[0] // step, 1) if whole else None
+        return mk.Strip(a.buffer.pointer, strides[0], strides[1])
     form = _linear_load(ev, a)
     if form is None or form.terms:
         return None
@@ -281,44 +314,47 @@ def _in_place(ev: Evaluator, a: Tensor, step: int) -> Strip | None:
         ):
             return None
         pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
-        return Strip(pointer, form.strides[0] // step, 1, elsewhere=True)
+        return mk.Strip(pointer, form.strides[0] // step, 1, elsewhere=True)
     pointer = _advance(ev, form.pointer, lt.storage(a.elem), form.base)
-    return Strip(pointer, form.strides[0], form.strides[1], elsewhere=True)
+    return mk.Strip(pointer, form.strides[0], form.strides[1], elsewhere=True)
 
 
-def _panel_in_place(ev: Evaluator, b: Tensor, m: int, width: int) -> Strip | None:
+def _panel_in_place(
+    ev: Evaluator, b: Tensor, m: int, width: int, depth: int | None = None
+) -> mk.Strip | None:
     """B where it lies: packed in panels, or rows that are contiguous, and either close together or used too little
-    to be worth packing. `row` of the result is the distance between panels of `width` columns."""
+    to be worth packing. `row` of the result is the distance between panels of `width` columns; only `depth` rows are
+    read, if given."""
     if b.buffer is not None:
         ok = b.buffer.strides[1] == 1
-        return Strip(b.buffer.pointer, width, b.buffer.strides[0]) if ok else None
+        return mk.Strip(b.buffer.pointer, width, b.buffer.strides[0]) if ok else None
     if isinstance(b, Merged):
-        return _stored_panels(ev, b, width)
-    form = _linear_load(ev, b)
+        return _stored_panels(ev, b, width, depth)
+    form = _linear_load(ev, b, 0, depth)
     if form is None or form.terms or form.strides[1] != 1:
         return None
     near = isinstance(form.strides[0], int) and abs(form.strides[0]) <= _NEAR_ROWS
     if not near and m > IN_PLACE_ROWS:
         return None
-    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), width, form.strides[0])
+    return mk.Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), width, form.strides[0])
 
 
-def _stored_panels(ev: Evaluator, b: Merged, width: int) -> Strip | None:
+def _stored_panels(ev: Evaluator, b: Merged, width: int, depth: int | None) -> mk.Strip | None:
     """B that lies in memory as [panel][k][width], as constant operands are packed once for all calls."""
     view: Tensor = b.source
     order: tuple[int, ...] = (0, 1, 2)
     if isinstance(view, Remap) and view.buffer is None and None not in view.source_dims:
         order, view = tuple(view.source_dims.index(d) for d in order), view.source
-    form = _linear_load(ev, view)
+    form = _linear_load(ev, view, order[0], depth)
     if form is None or form.terms:
         return None
     step, panel, column = (form.strides[d] for d in order)
     if b.source.shape[2] != width or column != 1:
         return None
-    return Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), panel, step)
+    return mk.Strip(_advance(ev, form.pointer, lt.storage(b.elem), form.base), panel, step)
 
 
-def _stored_steps(ev: Evaluator, b: Tensor, step: int, width: int) -> Strip | None:
+def _stored_steps(ev: Evaluator, b: Tensor, step: int, width: int) -> mk.Strip | None:
     """B that lies in memory as [panel][k / step][width][step], in units of `step` elements."""
     if not isinstance(b, Interleaved) or b.source.shape[-1] != step or b.source.shape[-2] != width:
         return None
@@ -329,10 +365,10 @@ def _stored_steps(ev: Evaluator, b: Tensor, step: int, width: int) -> Strip | No
     if any(not isinstance(n, int) or n % step for n in apart):
         return None
     pointer = _advance(ev, form.pointer, lt.storage(b.elem), form.base)
-    return Strip(pointer, apart[1] // step, apart[0] // step)
+    return mk.Strip(pointer, apart[1] // step, apart[0] // step)
 
 
-def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> Strip:
+def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> mk.Strip:
     """A as a row-major copy; int8 becomes unsigned by flipping the sign bit, which `_compensate` takes back."""
     ev, k = low.ev, a.shape[1]
     source = a
@@ -345,7 +381,7 @@ def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> Strip:
         source = Elementwise(a.shape, "i8", name="flip sign", args=(a,), emit=flip)
     buffer = new_buffer(low.code, source.elem, a.shape)
     materialise_current(ev, source, buffer)
-    return Strip(buffer.pointer, k // p.step, 1)
+    return mk.Strip(buffer.pointer, k // p.step, 1)
 
 
 def materialise_current(ev: Evaluator, t: Tensor, buffer: Buffer) -> None:

@@ -157,6 +157,8 @@ class Lowering:
     # ---- blocks ----------------------------------------------------------------------------------------------
     def block(self, block: Block) -> None:
         """Lower the operations of a block up to, not including, its terminator."""
+        from torchroller.triton_cpu.lowering.dot import products
+        from torchroller.triton_cpu.lowering.gathered import chained
         from torchroller.triton_cpu.lowering.memory import store_group, write_stores
 
         used_later = _uses_after(block)
@@ -174,6 +176,16 @@ class Lowering:
                 self.needed[-1] = used_later[last]
                 write_stores(self, stores)
                 continue
+            if op.name == "tt.dot":
+                dots, between, last = chained(block.ops, k, self.use_counts)
+                if len(dots) > 1:
+                    for other in between:
+                        self.operation(other)
+                    self.needed[-1] = used_later[last]
+                    done.update(between)
+                    if products(self, dots):
+                        done.update(dots)
+                        continue
             self.operation(op)
         self.needed.pop()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torchroller.triton_cpu.lowering.code import Operand
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -40,6 +42,19 @@ PAIRS = Product("pairs", "i32", "i32", 2)
 BF16 = Product("bf16", "float", "i32", 2)
 VNNI = Product("vnni", "i32", "i32", 4)
 
+@dataclass(frozen=True)
+class Strip:
+    """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type).
+
+    elsewhere: not written by this program, so it may have to come from a distant cache.
+    """
+
+    pointer: str
+    row: Operand
+    step: Operand
+    elsewhere: bool = False
+
+
 LINE_BYTES = 64
 _DPBF16 = "llvm.x86.avx512bf16.dpbf16ps.512"
 _DPBUSD = "llvm.x86.avx512.vpdpbusd.512"
@@ -51,7 +66,8 @@ def unroll(p: Product, s: Shape) -> int:
 
     Measured on Zen 3, 4x2 vectors of fp32: 73 % of the FMA peak at 1, 97 % at 4.
     """
-    return min(s.k // p.step, 4)
+    steps = s.k // p.step
+    return 4 if steps % 4 == 0 else steps if steps < 8 else 1
 
 
 def spare_loads(s: Shape) -> bool:
@@ -66,6 +82,7 @@ class Layout:
 
     ahead: bytes of memory that each step asks for in advance, from the address that the call is given; 0: none.
     next_rows: ask for the rows of A behind the ones of this call, which the next call reads.
+    fresh: C starts from zero, whatever its memory holds.
     """
 
     a_row: int | None = None
@@ -73,10 +90,12 @@ class Layout:
     b_row: int | None = None
     ahead: int = 0
     next_rows: bool = False
+    fresh: bool = False
 
     def __str__(self) -> str:
         r, a, b = ("x" if n is None else str(n) for n in (self.a_row, self.a_step, self.b_row))
         suffix = (f"_ahead{self.ahead}" if self.ahead else "") + ("_rows" if self.next_rows else "")
+        suffix += "_fresh" if self.fresh else ""
         return f"r{r}_a{a}_b{b}{suffix}"
 
 
@@ -98,21 +117,101 @@ def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]
     for m in range(s.rows):
         row = _times(out, f"%ar{m}", "%a_row" if layout.a_row is None else layout.a_row, m)
         out.append(f"  %ap{m} = getelementptr {p.a_type}, ptr %a, i64 {row}")
+    _accumulators(out, p, s, layout.fresh)
+    out += ["  br label %loop", "loop:", "  %k = phi i64 [ 0, %entry ], [ %k.next, %loop ]"]
+    for m, v in _cells(s):
+        name = f"%acc{m}.{v}"
+        out.append(f"  {name}.0 = phi {vec} [ {name}.from, %entry ], [ {name}.{times}, %loop ]")
+    _iteration(out, p, s, layout)
+    out += [
+        f"  %k.next = add nuw nsw i64 %k, {times}",
+        f"  %more = icmp ult i64 %k.next, {steps}",
+        "  br i1 %more, label %loop, label %done",
+        "done:",
+    ]
+    out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in _cells(s)]
+    out += ["  ret void", "}"]
+    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+
+
+def chain(p: Product, s: Shape, layout: Layout, members: int, height: int) -> tuple[str, str, list[str]]:
+    """(symbol, text, declarations) of C += A0 B0 + A1 B1 + …, with C in registers throughout.
+
+    Arguments: ptr rows, where each row of A lies: `members` times `height` pointers, of which the call takes the
+    first `s.rows` of each member; ptr bs, `members` pointers; i64 b_at, the elements from each of them to the panel;
+    i64 b_row, ptr c, i64 c_row as in `function`; with `ahead` also i64 bytes from a panel to what it prefetches.
+    Steps along k are `layout.a_step` apart.
+    """
+    symbol = f"@chain{members}_{height}_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_{layout}"
+    vec = f"<{s.lanes} x {p.acc}>"
+    steps, times = s.k // p.step, unroll(p, s)
+    out = [
+        f"define internal void {symbol}(ptr noalias %rows, ptr noalias %bs, i64 %b_at, i64 %b_row, "
+        f"ptr noalias %c, i64 %c_row{', i64 %further' if layout.ahead else ''}) noinline {{",
+        "entry:",
+    ]
+    _accumulators(out, p, s, layout.fresh)
+    out += ["  br label %member", "member:", "  %t = phi i64 [ 0, %entry ], [ %t.next, %after ]"]
+    for m, v in _cells(s):
+        name = f"%acc{m}.{v}"
+        out.append(f"  {name}.so = phi {vec} [ {name}.from, %entry ], [ {name}.{times}, %after ]")
+    out.append(f"  %first = mul nsw i64 %t, {height}")
+    for m in range(s.rows):
+        out.append(f"  %number{m} = add nsw i64 %first, {m}")
+        out.append(f"  %from{m} = getelementptr ptr, ptr %rows, i64 %number{m}")
+        out.append(f"  %ap{m} = load ptr, ptr %from{m}, align 8")
+    out += [
+        "  %bt = getelementptr ptr, ptr %bs, i64 %t",
+        "  %panels = load ptr, ptr %bt, align 8",
+        f"  %b = getelementptr {p.acc}, ptr %panels, i64 %b_at",
+        *(["  %ahead = getelementptr i8, ptr %b, i64 %further"] if layout.ahead else []),
+        "  br label %loop",
+        "loop:",
+        "  %k = phi i64 [ 0, %member ], [ %k.next, %loop ]",
+    ]
+    for m, v in _cells(s):
+        name = f"%acc{m}.{v}"
+        out.append(f"  {name}.0 = phi {vec} [ {name}.so, %member ], [ {name}.{times}, %loop ]")
+    _iteration(out, p, s, layout)
+    out += [
+        f"  %k.next = add nuw nsw i64 %k, {times}",
+        f"  %more = icmp ult i64 %k.next, {steps}",
+        "  br i1 %more, label %loop, label %after",
+        "after:",
+        "  %t.next = add nuw nsw i64 %t, 1",
+        f"  %others = icmp ult i64 %t.next, {members}",
+        "  br i1 %others, label %member, label %done",
+        "done:",
+    ]
+    out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in _cells(s)]
+    out += ["  ret void", "}"]
+    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+
+
+def _cells(s: Shape) -> list[tuple[int, int]]:
+    return [(m, v) for m in range(s.rows) for v in range(s.vectors)]
+
+
+def _accumulators(out: list[str], p: Product, s: Shape, fresh: bool) -> None:
+    """Addresses of the block of C, `%cp`, and what the sums start from, `%acc….from`."""
+    vec = f"<{s.lanes} x {p.acc}>"
+    for m in range(s.rows):
         out.append(f"  %cr{m} = mul nsw i64 %c_row, {m}")
         for v in range(s.vectors):
             out.append(f"  %co{m}.{v} = add nsw i64 %cr{m}, {v * s.lanes}")
             out.append(f"  %cp{m}.{v} = getelementptr {p.acc}, ptr %c, i64 %co{m}.{v}")
-            out.append(f"  %acc{m}.{v}.from = load {vec}, ptr %cp{m}.{v}, align 4")
-    out += ["  br label %loop", "loop:", "  %k = phi i64 [ 0, %entry ], [ %k.next, %loop ]"]
-    cells = [(m, v) for m in range(s.rows) for v in range(s.vectors)]
-    for m, v in cells:
-        name = f"%acc{m}.{v}"
-        out.append(f"  {name}.0 = phi {vec} [ {name}.from, %entry ], [ {name}.{times}, %loop ]")
+            start = f"bitcast {vec} zeroinitializer to {vec}" if fresh else f"load {vec}, ptr %cp{m}.{v}, align 4"
+            out.append(f"  %acc{m}.{v}.from = {start}")
+
+
+def _iteration(out: list[str], p: Product, s: Shape, layout: Layout) -> None:
+    """The steps from `%k` on that one iteration takes, of the rows at `%ap` and the panel at `%b`."""
+    vec = f"<{s.lanes} x {p.acc}>"
     b_step = "%b_row" if layout.b_row is None else layout.b_row
     a_by = "%a_step" if layout.a_step is None else layout.a_step
     if layout.ahead:
         out.append(f"  %fo = mul nsw i64 %k, {layout.ahead}")
-        for line in range(0, layout.ahead * times, LINE_BYTES):
+        for line in range(0, layout.ahead * unroll(p, s), LINE_BYTES):
             out.append(f"  %fo{line} = add nsw i64 %fo, {line}")
             out.append(f"  %fp{line} = getelementptr i8, ptr %ahead, i64 %fo{line}")
             out.append(_prefetch(f"%fp{line}"))
@@ -124,7 +223,7 @@ def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]
         for m in range(s.rows):
             out.append(f"  %an{m} = getelementptr {p.a_type}, ptr %ab{m}, i64 {s.rows * layout.a_row}")
             out.append(_prefetch(f"%an{m}"))
-    for u in range(times):
+    for u in range(unroll(p, s)):
         b_at, a_at = _times(out, f"%bu{u}", b_step, u), _times(out, f"%au{u}", a_by, u)
         out.append(f"  %bp{u} = getelementptr {p.acc}, ptr %bb, i64 {b_at}")
         for v in range(s.vectors):
@@ -139,15 +238,6 @@ def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]
             out.append(f"  %av{m}.{u} = shufflevector {wide} %ai{m}.{u}, {wide} poison, {spread}")
             for v in range(s.vectors):
                 out += _step(p, s, vec, m, v, u)
-    out += [
-        f"  %k.next = add nuw nsw i64 %k, {times}",
-        f"  %more = icmp ult i64 %k.next, {steps}",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-    ]
-    out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in cells]
-    out += ["  ret void", "}"]
-    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
 
 
 _DECLARE_PREFETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"

@@ -1,0 +1,207 @@
+"""tl.dot whose rows of A lie here and there: a table of their addresses instead of a copy of them.
+
+    acc = dot(load(x + rows[:, None] + k[None, :], mask=inside[:, None], other=0), b, acc)
+
+The implicit matrix of a convolution has a row for each position and tap, and each row is a run of channels at one place
+of the image, or zero outside of it. The micro-kernel takes the rows of a block from the table, those outside from a row
+of zeros. Products that follow each other on one accumulator (the taps of a window) are one call for a block of C, which
+stays in registers from the first to the last. Source of the idea: Dukhan, The Indirect Convolution Algorithm, 2019.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torchroller.triton_cpu.blocking import micro_kernels, register_block
+from torchroller.triton_cpu.lowering import llvm_types as lt
+from torchroller.triton_cpu.lowering import microkernel as mk
+from torchroller.triton_cpu.lowering.code import Operand
+from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
+from torchroller.triton_cpu.lowering.function import Lowering, has_effects
+from torchroller.triton_cpu.lowering.live import live_rows
+from torchroller.triton_cpu.lowering.masks import prefix_length
+from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
+from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Remap, Splat, Tensor
+from torchroller.triton_cpu.ttir import Op, Value
+
+_ZEROS = {lt.float_literal("0", elem) for elem in ("f16", "bf16", "f32", "f64")}
+_CHAIN_BYTES = 1 << 14  # of one panel's filters in all members of a chain: they stay in L1 from block to block
+
+
+def chained(ops: Sequence[Op], first: int, uses: Counter[Value]) -> tuple[list[Op], list[Op], int]:
+    """Products that add to the result of the one at `first`: (products, what stands between, index of the last).
+
+    Each result is the next one's accumulator and nothing else's, so that nobody sees it in between.
+    """
+    products, between, pending, last = [ops[first]], [], [], first
+    for k in range(first + 1, len(ops)):
+        op = ops[k]
+        if op.name == "tt.dot" and op.operands[2] is products[-1].results[0]:
+            if uses.get(op.operands[2], 0) != 1 or not _alike(op, ops[first]):
+                break
+            products.append(op)
+            between += pending
+            pending, last = [], k
+        elif op.regions or has_effects(op) or op.successors:
+            break
+        else:
+            pending.append(op)
+    return products, between, last
+
+
+def _alike(op: Op, other: Op) -> bool:
+    return all(str(x.type) == str(y.type) for x, y in zip(op.operands, other.operands))
+
+
+def rows_apart(ev: Evaluator, a: Tensor) -> int | None:
+    """How many columns of A count, where every row is a run of memory at a place of its own or zero as a whole.
+
+    Columns behind a constant end are zero in all rows: they add nothing to a product.
+    """
+    if not isinstance(a, Load) or a.buffer is not None or a.volatile or len(a.shape) != 2:
+        return None
+    if a.pointer.buffer is not None or lt.storage(a.elem) != lt.scalar(a.elem):
+        return None
+    if a.mask is not None and not (a.other is None or is_zero(a.other)):
+        return None
+    form = a.pointer.linear(ev, False)
+    if form.pointer is None or form.strides[1] != 1 or any(1 in t.varies for t in form.terms):
+        return None
+    if a.mask is None and not form.terms:
+        return None
+    return counted(ev, a, 1)
+
+
+def counted(ev: Evaluator, load: Load, dim: int) -> int | None:
+    """Where the mask of a load ends along `dim`, if that is known and the same everywhere; else None."""
+    end = load.shape[dim]
+    for part in conjuncts(load.mask) if load.mask is not None else ():
+        if dim not in part.varies or ev.holds(part):
+            continue
+        inner, at = part, dim
+        while isinstance(inner, Remap) and inner.buffer is None:
+            at, inner = inner.source_dims.index(at), inner.source
+        if not isinstance(inner, Elementwise) or inner.buffer is not None or len(inner.varies) != 1:
+            return None
+        found = prefix_length(ev, inner, at)
+        if found is None or found[1] or not isinstance(found[0], int) or found[0] < 1:
+            return None
+        end = min(end, found[0])
+    return end
+
+
+def is_zero(t: Tensor) -> bool:
+    """Whether a tensor is the constant +0 everywhere."""
+    return isinstance(t, Splat) and t.buffer is None and t.value in _ZEROS
+
+
+def add_products(
+    low: Lowering, p: mk.Product, ops: Sequence[Op], lefts: Sequence[Tensor], panels: Sequence[mk.Strip],
+    c: Buffer, k: int, fresh: bool,
+) -> None:  # fmt: skip
+    """C += A B of every product over `k` columns of A, `panels` being the Bs in memory: `step` between steps, `row`
+    between panels.
+    """
+    ev, code = low.ev, low.code
+    m = lefts[0].shape[0]
+    n = ops[0].results[0].type.dims[1]
+    lanes = min(ev.vector_bits // (64 if p.acc == "double" else 32), n)
+    rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
+    shape, width = mk.Shape(rows, vectors, lanes, k), vectors * lanes
+    size = "float" if p.acc == "float" else p.acc
+    b_row, b_panel = panels[0].step, panels[0].row
+    layout = mk.Layout(None, 1, b_row if isinstance(b_row, int) else None)
+    spans = strips(low, (rows, vectors), m, live_rows(low, ops[-1], rows))
+    step_bytes = width * (8 if p.acc == "double" else 4)
+    each = k // p.step * step_bytes
+    most = max(1, _CHAIN_BYTES // each)
+    count = -(-len(ops) // -(-len(ops) // most))  # chains of nearly one length
+    for start in range(0, len(ops), count):
+        part = slice(start, min(start + count, len(ops)))
+        members = part.stop - part.start
+        table = _table(low, lefts[part], m, k)
+        bs = code.scratch(8 * members)
+        for t, b in enumerate(panels[part]):
+            code.line(f"  store ptr {b.pointer}, ptr {_at(low, bs, 'ptr', t)}, align 8")
+        written = replace(layout, fresh=fresh and start == 0)
+
+        # what the next chain reads lies behind this one's, as filters of neighbouring taps do
+        asking = max(1, min(m // rows, step_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
+
+        def block(column: Operand, row: Operand, height: int, share: int = 0) -> None:
+            shown = replace(written, ahead=share)
+            symbol, text, declared = mk.chain(p, replace(shape, rows=height), shown, members, m)
+            for d in declared:
+                code.declare(d, d)
+            code.declare(symbol, text)
+            number = column // width if isinstance(column, int) else code.let(f"udiv i64 {column}, {width}")
+            b_at = code.mul(number, b_panel)
+            c_at = _at(low, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
+            extra = ""
+            if share:
+                further = code.add(code.mul(row, share * (k // p.step) // height), members * each)
+                extra = f", i64 {further}"
+            code.line(
+                f"  call void {symbol}(ptr {_at(low, table, 'ptr', row)}, ptr {bs}, i64 {b_at}, i64 {b_row}, "
+                f"ptr {c_at}, i64 {c.strides[0]}{extra})"
+            )
+
+        def column(index: Operand) -> None:
+            for n, (start, end, height) in enumerate(spans):
+                if n == 0 and b_row == width:
+                    first = least(low, end, asking * height)
+                    share = step_bytes // asking
+                    over_rows(low, start, first, height, lambda r: block(index, r, height, share))
+                    start = first
+                over_rows(low, start, end, height, lambda r, height=height: block(index, r, height))
+
+        code.loop(n, column, step=width)
+
+
+def _table(low: Lowering, lefts: Sequence[Tensor], m: int, k: int) -> str:
+    """Memory with the address of each row of each product, [product][row]."""
+    ev, code = low.ev, low.code
+    table = code.scratch(8 * m * len(lefts))
+    elem = lefts[0].elem
+    blank_bytes = -(-k * lt.size_bytes(elem) // 64) * 64
+    blank = f"@blank_row_{blank_bytes}"
+    code.declare(blank, f"{blank} = internal constant [{blank_bytes} x i8] zeroinitializer, align 64")
+    lanes = min(ev.lanes, m)
+
+    def fill(row: Operand) -> None:
+        for t, a in enumerate(lefts):
+            assert isinstance(a, Load)
+            place = Place((row, 0), 0, lanes) if lanes > 1 else Place((row, 0))
+            where = _addresses(low, a, place)
+            tests = [part for part in conjuncts(a.mask) if 1 not in part.varies] if a.mask is not None else []
+            tests = [part for part in tests if not ev.holds(part)]
+            if tests:
+                kind = "i1" if lanes == 1 else f"<{lanes} x i1>"
+                test = ev.at(tests[0], place)
+                for part in tests[1:]:
+                    test = code.let(f"and {kind} {test}, {ev.at(part, place)}")
+                none = lt.splat(code, blank, "ptr", place.width)
+                type = lt.typed("ptr", place.width)
+                where = code.let(f"select {kind} {test}, {type} {where}, {type} {none}")
+            at = _at(low, table, "ptr", code.add(row, t * m))
+            code.line(f"  store {lt.typed('ptr', place.width)} {where}, ptr {at}, align 8")
+
+    code.loop(m, fill, step=lanes)
+    return table
+
+
+def _addresses(low: Lowering, a: Load, place: Place) -> str:
+    ev, code = low.ev, low.code
+    kind, where = ev.address(a.pointer, a.elem, place)
+    if kind == "same":
+        return lt.splat(code, where, "ptr", place.width)
+    if kind == "run":
+        steps = lt.iota("i64", place.lanes)
+        return code.let(f"getelementptr {lt.storage(a.elem)}, ptr {where}, <{place.lanes} x i64> {steps}")
+    return where
+
+
+def _at(low: Lowering, pointer: str, type: str, offset: Operand) -> str:
+    return pointer if offset == 0 else low.code.let(f"getelementptr {type}, ptr {pointer}, i64 {offset}")
