@@ -69,8 +69,8 @@ def rows_apart(ev: Evaluator, a: Tensor) -> int | None:
     form = a.pointer.linear(ev, False)
     if form.pointer is None or form.strides[1] != 1 or any(1 in t.varies for t in form.terms):
         return None
-    if a.mask is None and not form.terms:
-        return None
+    if not form.terms and (a.mask is None or ev.all_true(a.mask) is not None):
+        return None  # rows a constant distance apart, most often all there: they need no table
     return counted(ev, a, 1)
 
 
