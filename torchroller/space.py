@@ -150,10 +150,9 @@ class Space:
     """Axes, operands, and which axes feed which side of a dot, by number instead of by name.
 
     spatial, reduce, m_axes, n_axes: axis numbers; m_axes move only the first argument of the dot, n_axes
-    only the second. copies_rows, looks_up_rows: the rows of the first argument lie apart; they are computed into a copy,
-    or read where a table says.
-    inner: axes along which some operand is contiguous. passes: dependent reductions, the
-    number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
+    only the second. copies_rows, looks_up_rows: the rows of the first argument lie apart; they are computed into a
+    copy, or read where a table says. inner: axes along which some operand is contiguous. passes: dependent reductions,
+    the number of loops over the reduce axes that a program needs. vector_ops and row_ops: vector instructions
     per point of the whole space, and per spatial point; vector_moves and row_moves: what a CPU adds to them for
     loads and stores. borders: per axis, how many points at its two ends let one of the bounded_loads leave its tensor.
     """

@@ -38,7 +38,9 @@ _BROKEN_STREAM = 1.5  # of B for few rows: it is read panel by panel, not as one
 # Times that collecting rows of an image from their places costs more than reading them once: load, store, and finding
 # each row. Measured on Zen 4: 64 rows of 128 channels for 32 columns take a quarter of the product's time.
 _COLLECTED = 24
-_ADDRESSED = 320  # bytes through L1 that a row costs whose address is looked up instead: the table, and a stream begun
+_ADDRESSED = (
+    320  # bytes through L1 that a row costs whose address is looked up instead: the table, and a stream begun
+)
 _NEAR_COLUMNS = 256  # rows of a packed B at most this long are read in place
 _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (wgmma, tcgen05)
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves

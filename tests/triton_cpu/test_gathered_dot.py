@@ -36,7 +36,9 @@ def window(x, w, o, width, rows, M: tl.constexpr, N: tl.constexpr, K: tl.constex
                 if BARE:
                     b = tl.load(w + ((step * TAPS + tap) * C + k[:, None]) * N + n)
                 else:
-                    b = tl.load(w + ((step * TAPS + tap) * C + k[:, None]) * N + n, mask=k[:, None] < C, other=0)
+                    b = tl.load(
+                        w + ((step * TAPS + tap) * C + k[:, None]) * N + n, mask=k[:, None] < C, other=0
+                    )
             acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
     tl.store(o + m * N + n, acc, mask=m < rows)
 

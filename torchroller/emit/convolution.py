@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from ..expr import Access, Axis, TensorExpr
+from ..expr import Axis, TensorExpr
 from ..implicit import CHANNELS, COLUMNS, ROWS, Sides, sides
 from ..tile import rest_widths
 from . import split
-from .common import Body, Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
+from .common import Pack, Tiling, TritonSource, convert_store, dependences, finish, wide_index
 from .contraction import HALF, stored_as
 from .contraction import packable as packable_matrix
+from .flattened import Flattened, runs
 
 _WRITTEN_OUT = 4  # steps over the channels of one tap that need no loop of their own
 _TAPS = 9  # of a window that are written out one after the other
@@ -60,65 +60,6 @@ def emit_convolution(
     return _Convolution(expr, tiling, name, pack, check).run()
 
 
-@dataclass
-class _Flat(Body):
-    """A body whose rows and columns are several axes walked as one.
-
-    flattened: (text of the row-major number, the axes that it counts); spelled: names of positions that the kernel
-    has computed, by number and axes
-    """
-
-    flattened: tuple[tuple[str, tuple[Axis, ...]], ...] = ()
-    spelled: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)
-
-    def offset(self, access: Access) -> str:
-        parts = [
-            _scaled(self.digit(count, order, names), step)
-            for count, order in self.flattened
-            for names, step in runs(access, order)
-        ]
-        flat = {a.name for _, order in self.flattened for a in order}
-        for ix, stride in zip(access.index, access.strides):
-            if ix.indirect is not None:
-                parts.append(_scaled(self.have[ix.indirect], stride))
-            parts += [_scaled(self.position[a], c * stride) for a, c in ix.terms if a not in flat]
-        start = access.offset + sum(ix.offset * stride for ix, stride in zip(access.index, access.strides))
-        if start or not parts:
-            parts.append(str(start))
-        return " + ".join(parts)
-
-    def digit(self, count: str, order: tuple[Axis, ...], names: tuple[str, ...]) -> str:
-        """The position along neighbouring axes of `order`, of which `count` is the row-major number."""
-        known = self.spelled.get((count, names))
-        if known is not None:
-            return known
-        at = [a.name for a in order].index(names[-1])
-        inner = math.prod(a.extent for a in order[at + 1 :])
-        text = count if inner == 1 else f"({count} // {inner})"
-        if names[0] != order[0].name:
-            text = f"({text} % {math.prod(a.extent for a in order if a.name in names)})"
-        return text
-
-
-def runs(access: Access, order: tuple[Axis, ...]) -> list[tuple[tuple[str, ...], int]]:
-    """Neighbouring axes that the access walks as one: (names, step of the last), without axes that do not move it."""
-    out: list[tuple[tuple[str, ...], int]] = []
-    after: Axis | None = None
-    for a in reversed(order):
-        step = access.stride_of(a.name)
-        if (
-            out
-            and after is not None
-            and out[0][0][0] == after.name
-            and step == access.stride_of(after.name) * after.extent
-        ):
-            out[0] = ((a.name, *out[0][0]), out[0][1])
-        elif step:
-            out.insert(0, ((a.name,), step))
-        after = a
-    return out
-
-
 class _Convolution:
     def __init__(self, expr: TensorExpr, tiling: Tiling, name: str, pack: bool, check: bool) -> None:
         self.expr, self.tiling, self.name, self.pack = expr, tiling, name, pack
@@ -129,7 +70,7 @@ class _Convolution:
         raw = frozenset(
             i for i in self.dot.args if expr.values[i].kind == "load" and expr.values[i].dtype in HALF
         )
-        self.body = _Flat(expr, raw_half=raw, check=check, apart=tiling.gpu)
+        self.body = Flattened(expr, raw_half=raw, check=check, apart=tiling.gpu)
         self.bm, self.bn, self.bk = (tiling.of(a) for a in (ROWS, COLUMNS, CHANNELS))
         self.rows = math.prod(a.extent for a in self.sides.rows)
         self.columns = math.prod(a.extent for a in self.sides.columns)
@@ -233,7 +174,9 @@ class _Convolution:
             self.tap = "tap"
         self.place(outer, self.tap)
         for start, length in chunks:
-            chunk = "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if outer else 'step'} * {length} + "
+            chunk = (
+                "" if steps == 1 else f"{'(step % ' + str(steps) + ')' if outer else 'step'} * {length} + "
+            )
             body.line(f"k = {chunk}{f'{start} + ' if start else ''}tl.arange(0, {length})")
             before = self.tap
             if inner:
@@ -362,10 +305,6 @@ class _Convolution:
             tail = f", mask={mask}" if mask else ""
             value = convert_store(body.have[w.value], w.access.dtype)
             body.line(f"tl.store({w.access.tensor} + ({text}), {value}{tail})")
-
-
-def _scaled(text: str, factor: int) -> str:
-    return text if factor == 1 else f"{text} * {factor}"
 
 
 def short_after(start: int, lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,8 +8,9 @@ panels [N / NR][K][NR], which also applies whatever computes them (casts, masks,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torchroller.triton_cpu.blocking import IN_PLACE_ROWS, micro_kernels, register_block
 from torchroller.triton_cpu.errors import UnsupportedOperation
@@ -21,18 +22,17 @@ from torchroller.triton_cpu.lowering.control import _reads
 from torchroller.triton_cpu.lowering.elementwise import convert
 from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
 from torchroller.triton_cpu.lowering.function import Lowering, handles
-from torchroller.triton_cpu.lowering.gathered import add_products, counted, is_zero, rows_apart
-from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
+from torchroller.triton_cpu.lowering.gathered import Products, add_products, counted, is_zero, rows_apart
 from torchroller.triton_cpu.lowering.live import live_rows
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
-from torchroller.triton_cpu.lowering.transpose import transpose_block
+from torchroller.triton_cpu.lowering.packing import compensate, pack_panels, pack_rows
+from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
 from torchroller.triton_cpu.lowering.values import (
     Buffer,
     Elementwise,
     Interleaved,
     Load,
     Merged,
-    Place,
     Remap,
     Tensor,
 )
@@ -122,7 +122,7 @@ def products(low: Lowering, ops: Sequence[Op]) -> bool:
     m = lefts[0].shape[0]
     n = rights[0].shape[1]
     lanes = min(ev.vector_bits // (64 if product.acc == "double" else 32), n)
-    _, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
+    rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
     if product.kind not in ("fma", "bf16") or elem != lefts[0].elem or elem != rights[0].elem:
         return False
     if k % product.step or (product.step > 1 and lanes != ev.lanes) or c.elem not in ("f32", "f64"):
@@ -130,7 +130,9 @@ def products(low: Lowering, ops: Sequence[Op]) -> bool:
     with low.code.nest():
         width = vectors * lanes
         panels = [
-            _panel_in_place(ev, b, m, width, k) if product.step == 1 else _stored_steps(ev, b, product.step, width)
+            _panel_in_place(ev, b, m, width, k)
+            if product.step == 1
+            else _stored_steps(ev, b, product.step, width)
             for b in rights
         ]
         first = panels[0]
@@ -140,7 +142,9 @@ def products(low: Lowering, ops: Sequence[Op]) -> bool:
         buffer = new_buffer(low.code, c.elem, c.shape) if fresh else accumulator(low, ops[0], c)
         if not is_row_major(buffer):
             buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, c.elem, buffer.shape))
-        add_products(low, product, ops, lefts, [b for b in panels if b is not None], buffer, k, fresh)
+        found_panels = tuple(b for b in panels if b is not None)
+        work = Products(product, tuple(lefts), found_panels, buffer, k, width, (rows, vectors))
+        add_products(low, work, ops[-1], fresh)
     low.set_tensor(ops[-1].results[0], stored(buffer))
     return True
 
@@ -200,17 +204,17 @@ def _multiply(
     if p.step > 1 and lanes != ev.lanes:
         p, a, b = (mk.F32, cast(a, "f32"), cast(b, "f32")) if p.kind == "bf16" else (
             mk.I32, cast(a, "i32"), cast(b, "i32"))  # fmt: skip
-    left = _in_place(ev, a, p.step) or _pack_rows(low, p, a)
+    left = _in_place(ev, a, p.step) or pack_rows(low, p, a)
     panels = vectors * lanes
     compensation = None
     in_place = _panel_in_place(ev, b, m, panels) if p.step == 1 else _stored_steps(ev, b, p.step, panels)
     if in_place is not None:
         b_pointer, b_row, b_panel = in_place.pointer, in_place.step, in_place.row
     else:
-        b_pointer = _pack_panels(low, p, b, vectors, lanes)
+        b_pointer = pack_panels(low, p, b, vectors, lanes)
         b_row, b_panel = panels, (k // p.step) * panels
         if p.kind == "vnni":
-            compensation = _compensate
+            compensation = compensate
     shape = mk.Shape(rows, vectors, lanes, k)
     live = m if op is None else live_rows(low, op, rows)
     spans = strips(low, (rows, vectors), m, live)
@@ -227,7 +231,7 @@ def _multiply(
     ahead = _distance(m, k // p.step * step_bytes) if following else 0
     size = "float" if p.acc == "float" else p.acc
 
-    def block(column: Operand, row: Operand, share: int, rows: int) -> None:
+    def block(column: Operand, rows: int, share: int, row: Operand) -> None:
         a_at = _advance(ev, left.pointer, p.a_type, code.mul(row, left.row))
         if isinstance(b_panel, int):
             start = code.mul(column, b_panel // panels)
@@ -253,10 +257,10 @@ def _multiply(
             compensation(low, index, b_pointer, b_row, k, c, vectors, lanes, m)
         for n, (start, end, height) in enumerate(spans):
             if ahead and n == 0:
-                first = least(low, end, asking * height)
-                over_rows(low, start, first, height, lambda r: block(index, r, step_bytes // asking, height))
-                start = first
-            over_rows(low, start, end, height, lambda r, height=height: block(index, r, 0, height))
+                asked = least(low, end, asking * height)
+                over_rows(low, start, asked, height, partial(block, index, height, step_bytes // asking))
+                start = asked
+            over_rows(low, start, end, height, partial(block, index, height, 0))
 
     code.loop(n, column, step=panels)
 
@@ -366,150 +370,3 @@ def _stored_steps(ev: Evaluator, b: Tensor, step: int, width: int) -> mk.Strip |
         return None
     pointer = _advance(ev, form.pointer, lt.storage(b.elem), form.base)
     return mk.Strip(pointer, apart[1] // step, apart[0] // step)
-
-
-def _pack_rows(low: Lowering, p: mk.Product, a: Tensor) -> mk.Strip:
-    """A as a row-major copy; int8 becomes unsigned by flipping the sign bit, which `_compensate` takes back."""
-    ev, k = low.ev, a.shape[1]
-    source = a
-    if p.kind == "vnni":
-
-        def flip(ev: Evaluator, args: list[str], lanes: int | None) -> str:
-            sign = lt.constant("-128", "i8", lanes)
-            return ev.code.let(f"xor {lt.typed('i8', lanes)} {args[0]}, {sign}")
-
-        source = Elementwise(a.shape, "i8", name="flip sign", args=(a,), emit=flip)
-    buffer = new_buffer(low.code, source.elem, a.shape)
-    materialise_current(ev, source, buffer)
-    return mk.Strip(buffer.pointer, k // p.step, 1)
-
-
-def materialise_current(ev: Evaluator, t: Tensor, buffer: Buffer) -> None:
-    """Fill a row-major buffer within the current version, transposing in registers where the source asks for it."""
-    from torchroller.triton_cpu.lowering.nests import over_tile, vector_dim
-
-    vdim = vector_dim(ev, t.shape, [identity(t)])
-    if vdim == 0 and len(t.shape) == 2 and _transposable(ev, t):
-        _fill_transposed(ev, t, lambda row, col, value, lanes: ev.store_buffer(
-            buffer, Place((row, col), 1, lanes), value))  # fmt: skip
-        return
-    over_tile(ev, t.shape, vdim, lambda place: ev.store_buffer(buffer, place, ev.at(t, place)))
-
-
-def _transposable(ev: Evaluator, t: Tensor) -> bool:
-    return all(n % ev.lanes == 0 for n in t.shape) and t.elem in ("f32", "i32")
-
-
-def _fill_transposed(ev: Evaluator, t: Tensor, put: Callable[[Operand, Operand, str, int], None]) -> None:
-    """Evaluate along dimension 0, hand out vectors along dimension 1."""
-    code, lanes = ev.code, ev.lanes
-
-    def block(row: Operand) -> None:
-        def inner(col: Operand) -> None:
-            columns = [ev.at(t, Place((row, code.add(col, j)), 0, lanes)) for j in range(lanes)]
-            for i, vector in enumerate(transpose_block(code, columns, lanes, lt.scalar(t.elem))):
-                put(code.add(row, i), col, vector, lanes)
-
-        code.loop(t.shape[1], inner, step=lanes)
-
-    code.loop(t.shape[0], block, step=lanes)
-
-
-def _pack_panels(low: Lowering, p: mk.Product, b: Tensor, vectors: int, lanes: int) -> str:
-    """B as [N / NR][K / step][NR][step]."""
-    from torchroller.triton_cpu.lowering.nests import vector_dim
-
-    ev, code = low.ev, low.code
-    k, n = b.shape
-    width = vectors * lanes
-    packed = new_buffer(code, b.elem, (n // width, k // p.step, width * p.step))
-    if (
-        p.step == 1
-        and vector_dim(ev, b.shape, [identity(b)]) == 0
-        and _transposable(ev, b)
-        and lanes == ev.lanes
-    ):
-
-        def put(row: Operand, col: Operand, value: str, count: int) -> None:
-            panel = code.let(f"udiv i64 {col}, {width}") if isinstance(col, str) else col // width
-            within = code.let(f"urem i64 {col}, {width}") if isinstance(col, str) else col % width
-            ev.store_buffer(packed, Place((panel, row, within), 2, count), value)
-
-        _fill_transposed(ev, b, put)
-        return packed.pointer
-
-    def panel(index: Operand) -> None:
-        def steps(row: Operand) -> None:
-            for v in range(vectors):
-                col = code.add(code.mul(index, width), v * lanes)
-                first = code.mul(row, p.step)
-                parts = [ev.at(b, Place((code.add(first, s), col), 1, lanes)) for s in range(p.step)]
-                value, count = _interleave(ev, parts, lanes, lt.scalar(b.elem))
-                ev.store_buffer(packed, Place((index, row, v * count), 2, count), value)
-
-        code.loop(k // p.step, steps)
-
-    code.loop(n // width, panel)
-    return packed.pointer
-
-
-def _interleave(ev: Evaluator, parts: list[str], lanes: int, type: str) -> tuple[str, int]:
-    """Element 0 of every part, then element 1 of every part, …"""
-    code = ev.code
-    if len(parts) == 1:
-        return parts[0], lanes
-    if len(parts) == 4:
-        low, count = _concat(ev, parts[0], parts[1], lanes, type)
-        high, _ = _concat(ev, parts[2], parts[3], lanes, type)
-        order = [s * lanes + i for i in range(lanes) for s in range(4)]
-        mask = ", ".join(f"i32 {x}" for x in order)
-        v = f"<{count} x {type}>"
-        return code.let(f"shufflevector {v} {low}, {v} {high}, <{4 * lanes} x i32> <{mask}>"), 4 * lanes
-    order = [s * lanes + i for i in range(lanes) for s in range(2)]
-    mask = ", ".join(f"i32 {x}" for x in order)
-    v = f"<{lanes} x {type}>"
-    return code.let(f"shufflevector {v} {parts[0]}, {v} {parts[1]}, <{2 * lanes} x i32> <{mask}>"), 2 * lanes
-
-
-def _concat(ev: Evaluator, a: str, b: str, lanes: int, type: str) -> tuple[str, int]:
-    mask = ", ".join(f"i32 {x}" for x in range(2 * lanes))
-    v = f"<{lanes} x {type}>"
-    return ev.code.let(f"shufflevector {v} {a}, {v} {b}, <{2 * lanes} x i32> <{mask}>"), 2 * lanes
-
-
-def _compensate(low: Lowering, column: Operand, b: str, b_row: Operand, k: int, c: Buffer, vectors: int, lanes: int,
-                rows: int) -> None:  # fmt: skip
-    """C[:, panel] -= 128 * column sums of B: A was made unsigned by adding 128."""
-    code = low.code
-    vec, quads = f"<{lanes} x i32>", "<64 x i8>"
-    name = "llvm.x86.avx512.vpdpbusd.512"
-    code.declare(
-        f"declare {vec} @{name}({vec}, {quads}, {quads})", f"declare {vec} @{name}({vec}, {quads}, {quads})"
-    )
-    width = vectors * lanes
-    base = _advance(low.ev, b, "i32", code.mul(column, k // 4))
-    sums = [code.alloca(vec) for _ in range(vectors)]
-    for s in sums:
-        code.line(f"  store {vec} zeroinitializer, ptr {s}")
-
-    def step(row: Operand) -> None:
-        for v, s in enumerate(sums):
-            where = _advance(low.ev, base, "i32", code.add(code.mul(row, width), v * lanes))
-            loaded = code.let(f"load {quads}, ptr {where}, align 4")
-            old = code.let(f"load {vec}, ptr {s}")
-            ones = lt.constant("-128", "i8", 64)
-            new = code.let(f"call {vec} @{name}({vec} {old}, {quads} {ones}, {quads} {loaded})")
-            code.line(f"  store {vec} {new}, ptr {s}")
-
-    code.loop(k // 4, step)
-    totals = [code.let(f"load {vec}, ptr {s}") for s in sums]
-
-    def subtract(row: Operand) -> None:
-        for v, total in enumerate(totals):
-            at = code.add(code.add(code.mul(row, c.strides[0]), column), v * lanes)
-            where = _advance(low.ev, c.pointer, "i32", at)
-            old = code.let(f"load {vec}, ptr {where}, align 4")
-            new = code.let(f"sub {vec} {old}, {total}")
-            code.line(f"  store {vec} {new}, ptr {where}, align 4")
-
-    code.loop(rows, subtract)

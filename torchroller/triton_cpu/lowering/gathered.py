@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
-from torchroller.triton_cpu.blocking import micro_kernels, register_block
+from torchroller.triton_cpu.blocking import Block
 from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering import microkernel as mk
 from torchroller.triton_cpu.lowering.code import Operand
@@ -22,12 +23,13 @@ from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
 from torchroller.triton_cpu.lowering.function import Lowering, has_effects
 from torchroller.triton_cpu.lowering.live import live_rows
 from torchroller.triton_cpu.lowering.masks import prefix_length
-from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
+from torchroller.triton_cpu.lowering.strips import Span, least, over_rows, strips
 from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Remap, Splat, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
 _ZEROS = {lt.float_literal("0", elem) for elem in ("f16", "bf16", "f32", "f64")}
-_CHAIN_BYTES = 1 << 14  # of one panel's filters in all members of a chain: they stay in L1 from block to block
+# Of one panel's filters in all products of a chain: they stay in L1 from block to block.
+_CHAIN_BYTES = 1 << 14
 
 
 def chained(ops: Sequence[Op], first: int, uses: Counter[Value]) -> tuple[list[Op], list[Op], int]:
@@ -35,7 +37,9 @@ def chained(ops: Sequence[Op], first: int, uses: Counter[Value]) -> tuple[list[O
 
     Each result is the next one's accumulator and nothing else's, so that nobody sees it in between.
     """
-    products, between, pending, last = [ops[first]], [], [], first
+    products, last = [ops[first]], first
+    between: list[Op] = []
+    pending: list[Op] = []
     for k in range(first + 1, len(ops)):
         op = ops[k]
         if op.name == "tt.dot" and op.operands[2] is products[-1].results[0]:
@@ -97,67 +101,84 @@ def is_zero(t: Tensor) -> bool:
     return isinstance(t, Splat) and t.buffer is None and t.value in _ZEROS
 
 
-def add_products(
-    low: Lowering, p: mk.Product, ops: Sequence[Op], lefts: Sequence[Tensor], panels: Sequence[mk.Strip],
-    c: Buffer, k: int, fresh: bool,
-) -> None:  # fmt: skip
-    """C += A B of every product over `k` columns of A, `panels` being the Bs in memory: `step` between steps, `row`
-    between panels.
+@dataclass(frozen=True)
+class Products:
+    """C += A B of several products of one shape. `lefts` are the As, whose rows lie apart; `panels` the Bs in memory,
+    `step` between steps and `row` between panels; `depth` columns of A count.
     """
-    ev, code = low.ev, low.code
-    m = lefts[0].shape[0]
-    n = ops[0].results[0].type.dims[1]
-    lanes = min(ev.vector_bits // (64 if p.acc == "double" else 32), n)
-    rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
-    shape, width = mk.Shape(rows, vectors, lanes, k), vectors * lanes
-    size = "float" if p.acc == "float" else p.acc
-    b_row, b_panel = panels[0].step, panels[0].row
-    layout = mk.Layout(None, 1, b_row if isinstance(b_row, int) else None)
-    spans = strips(low, (rows, vectors), m, live_rows(low, ops[-1], rows))
-    step_bytes = width * (8 if p.acc == "double" else 4)
-    each = k // p.step * step_bytes
-    most = max(1, _CHAIN_BYTES // each)
-    count = -(-len(ops) // -(-len(ops) // most))  # chains of nearly one length
-    for start in range(0, len(ops), count):
-        part = slice(start, min(start + count, len(ops)))
-        members = part.stop - part.start
-        table = _table(low, lefts[part], m, k)
-        bs = code.scratch(8 * members)
-        for t, b in enumerate(panels[part]):
-            code.line(f"  store ptr {b.pointer}, ptr {_at(low, bs, 'ptr', t)}, align 8")
-        written = replace(layout, fresh=fresh and start == 0)
 
-        # what the next chain reads lies behind this one's, as filters of neighbouring taps do
-        asking = max(1, min(m // rows, step_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
+    product: mk.Product
+    lefts: tuple[Tensor, ...]
+    panels: tuple[mk.Strip, ...]
+    c: Buffer
+    depth: int
+    width: int  # columns of a panel
+    block: Block  # rows and vectors
 
-        def block(column: Operand, row: Operand, height: int, share: int = 0) -> None:
-            shown = replace(written, ahead=share)
-            symbol, text, declared = mk.chain(p, replace(shape, rows=height), shown, members, m)
-            for d in declared:
-                code.declare(d, d)
-            code.declare(symbol, text)
-            number = column // width if isinstance(column, int) else code.let(f"udiv i64 {column}, {width}")
-            b_at = code.mul(number, b_panel)
-            c_at = _at(low, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
-            extra = ""
-            if share:
-                further = code.add(code.mul(row, share * (k // p.step) // height), members * each)
-                extra = f", i64 {further}"
-            code.line(
-                f"  call void {symbol}(ptr {_at(low, table, 'ptr', row)}, ptr {bs}, i64 {b_at}, i64 {b_row}, "
-                f"ptr {c_at}, i64 {c.strides[0]}{extra})"
-            )
+    @property
+    def panel_bytes(self) -> int:
+        """Of one step of a panel."""
+        return self.width * (8 if self.product.acc == "double" else 4)
 
-        def column(index: Operand) -> None:
-            for n, (start, end, height) in enumerate(spans):
-                if n == 0 and b_row == width:
-                    first = least(low, end, asking * height)
-                    share = step_bytes // asking
-                    over_rows(low, start, first, height, lambda r: block(index, r, height, share))
-                    start = first
-                over_rows(low, start, end, height, lambda r, height=height: block(index, r, height))
+    def some(self, part: slice) -> Products:
+        return replace(self, lefts=self.lefts[part], panels=self.panels[part])
 
-        code.loop(n, column, step=width)
+
+def add_products(low: Lowering, work: Products, last: Op, fresh: bool) -> None:
+    """All products, in chains whose filters stay in L1. fresh: C starts from zero; last: whose rows are live."""
+    m = work.lefts[0].shape[0]
+    spans = strips(low, work.block, m, live_rows(low, last, work.block[0]))
+    count = len(work.lefts)
+    most = max(1, _CHAIN_BYTES // (work.depth // work.product.step * work.panel_bytes))
+    length = -(-count // -(-count // most))  # chains of nearly one length
+    for start in range(0, count, length):
+        _add_chain(low, work.some(slice(start, start + length)), spans, fresh and start == 0)
+
+
+def _add_chain(low: Lowering, work: Products, spans: Sequence[Span], fresh: bool) -> None:
+    code, p, c, first = low.code, work.product, work.c, work.panels[0]
+    members, m = len(work.lefts), work.lefts[0].shape[0]
+    rows, vectors = work.block
+    shape = mk.Shape(rows, vectors, work.width // vectors, work.depth)
+    layout = mk.Layout(None, 1, first.step if isinstance(first.step, int) else None, fresh=fresh)
+    steps, size = work.depth // p.step, "float" if p.acc == "float" else p.acc
+    table = _table(low, work.lefts, m, work.depth)
+    bs = code.scratch(8 * members)
+    for t, b in enumerate(work.panels):
+        code.line(f"  store ptr {b.pointer}, ptr {_at(low, bs, 'ptr', t)}, align 8")
+    # what the next chain reads lies behind this one's, as filters of neighbouring taps do
+    asking = max(1, min(m // rows, work.panel_bytes * mk.unroll(p, shape) // mk.LINE_BYTES))
+    share = work.panel_bytes // asking
+
+    def block(column: Operand, height: int, share: int, row: Operand) -> None:
+        symbol, text, declared = mk.chain(
+            p, replace(shape, rows=height), replace(layout, ahead=share), members, m
+        )
+        for d in declared:
+            code.declare(d, d)
+        code.declare(symbol, text)
+        number = (
+            column // work.width if isinstance(column, int) else code.let(f"udiv i64 {column}, {work.width}")
+        )
+        c_at = _at(low, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
+        extra = ""
+        if share:
+            own = code.mul(row, share * steps // height)
+            extra = f", i64 {code.add(own, members * steps * work.panel_bytes)}"
+        code.line(
+            f"  call void {symbol}(ptr {_at(low, table, 'ptr', row)}, ptr {bs}, i64 {code.mul(number, first.row)}, "
+            f"i64 {first.step}, ptr {c_at}, i64 {c.strides[0]}{extra})"
+        )
+
+    def column(index: Operand) -> None:
+        for n, (start, end, height) in enumerate(spans):
+            if n == 0 and first.step == work.width:
+                asked = least(low, end, asking * height)
+                over_rows(low, start, asked, height, partial(block, index, height, share))
+                start = asked
+            over_rows(low, start, end, height, partial(block, index, height, 0))
+
+    code.loop(c.shape[1], column, step=work.width)
 
 
 def _table(low: Lowering, lefts: Sequence[Tensor], m: int, k: int) -> str:

@@ -42,6 +42,7 @@ PAIRS = Product("pairs", "i32", "i32", 2)
 BF16 = Product("bf16", "float", "i32", 2)
 VNNI = Product("vnni", "i32", "i32", 4)
 
+
 @dataclass(frozen=True)
 class Strip:
     """An operand in memory: pointer, distance between rows, distance between k steps (elements of its type).
@@ -200,7 +201,9 @@ def _accumulators(out: list[str], p: Product, s: Shape, fresh: bool) -> None:
         for v in range(s.vectors):
             out.append(f"  %co{m}.{v} = add nsw i64 %cr{m}, {v * s.lanes}")
             out.append(f"  %cp{m}.{v} = getelementptr {p.acc}, ptr %c, i64 %co{m}.{v}")
-            start = f"bitcast {vec} zeroinitializer to {vec}" if fresh else f"load {vec}, ptr %cp{m}.{v}, align 4"
+            start = (
+                f"bitcast {vec} zeroinitializer to {vec}" if fresh else f"load {vec}, ptr %cp{m}.{v}, align 4"
+            )
             out.append(f"  %acc{m}.{v}.from = {start}")
 
 
