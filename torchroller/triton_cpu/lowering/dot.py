@@ -94,15 +94,16 @@ def dot(low: Lowering, op: Op) -> None:
         product, elem = (mk.F32, "f32") if product is mk.BF16 else (mk.I32, "i32")
     acc_elem = {"float": "f32", "double": "f64", "i32": "i32"}[product.acc]
     wide_c = c if c.elem == acc_elem else cast(c, acc_elem)
-    buffer = accumulator(low, op, wide_c)
+    fresh = is_zero(c) and product.kind != "vnni"  # whose sums start from a correction for the signs of A
+    buffer = new_buffer(low.code, acc_elem, c.shape) if fresh else accumulator(low, op, wide_c)
     if not is_row_major(buffer):
         buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, acc_elem, buffer.shape))
     a, b = cast(a, elem), cast(b, elem)
     if len(a.shape) == 3:
-        batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z))
+        batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z, fresh=fresh))
     else:
         versions(
-            ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer, op), apart=True
+            ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer, op, fresh), apart=True
         )
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))

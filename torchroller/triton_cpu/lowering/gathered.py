@@ -27,7 +27,7 @@ from torchroller.triton_cpu.lowering.strips import Span, least, over_rows, strip
 from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Remap, Splat, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
-_ZEROS = {lt.float_literal("0", elem) for elem in ("f16", "bf16", "f32", "f64")}
+_ZEROS = {"0"} | {lt.float_literal("0", elem) for elem in ("f16", "bf16", "f32", "f64")}
 # Of one panel's filters in all products of a chain: they stay in L1 from block to block.
 _CHAIN_BYTES = 1 << 14
 
