@@ -22,10 +22,11 @@ from torchroller.triton_cpu.lowering.control import _reads
 from torchroller.triton_cpu.lowering.elementwise import convert
 from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
 from torchroller.triton_cpu.lowering.function import Lowering, handles
-from torchroller.triton_cpu.lowering.gathered import Products, add_products, counted, is_zero, rows_apart
+from torchroller.triton_cpu.lowering.gathered import Products, add_products, is_zero, rows_apart
 from torchroller.triton_cpu.lowering.live import live_rows
 from torchroller.triton_cpu.lowering.nests import identity, materialise, new_buffer, stored, versions
 from torchroller.triton_cpu.lowering.packing import compensate, pack_panels, pack_rows
+from torchroller.triton_cpu.lowering.prefix import counted
 from torchroller.triton_cpu.lowering.strips import least, over_rows, strips
 from torchroller.triton_cpu.lowering.values import (
     Buffer,
@@ -103,7 +104,10 @@ def dot(low: Lowering, op: Op) -> None:
         batches(low, a, b, buffer, lambda x, y, z: _multiply(low, product, x, y, z, fresh=fresh))
     else:
         versions(
-            ev, [identity(a), identity(b)], lambda: _multiply(low, product, a, b, buffer, op, fresh), apart=True
+            ev,
+            [identity(a), identity(b)],
+            lambda: _multiply(low, product, a, b, buffer, op, fresh),
+            apart=True,
         )
     result = stored(buffer)
     low.set_tensor(op.results[0], result if c.elem == acc_elem else cast(result, c.elem))

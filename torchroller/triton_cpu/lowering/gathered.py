@@ -22,9 +22,9 @@ from torchroller.triton_cpu.lowering.code import Operand
 from torchroller.triton_cpu.lowering.evaluate import Evaluator, conjuncts
 from torchroller.triton_cpu.lowering.function import Lowering, has_effects
 from torchroller.triton_cpu.lowering.live import live_rows
-from torchroller.triton_cpu.lowering.masks import prefix_length
+from torchroller.triton_cpu.lowering.prefix import counted
 from torchroller.triton_cpu.lowering.strips import Span, least, over_rows, strips
-from torchroller.triton_cpu.lowering.values import Buffer, Elementwise, Load, Place, Remap, Splat, Tensor
+from torchroller.triton_cpu.lowering.values import Buffer, Load, Place, Splat, Tensor
 from torchroller.triton_cpu.ttir import Op, Value
 
 _ZEROS = {"0"} | {lt.float_literal("0", elem) for elem in ("f16", "bf16", "f32", "f64")}
@@ -76,24 +76,6 @@ def rows_apart(ev: Evaluator, a: Tensor) -> int | None:
     if not form.terms and (a.mask is None or ev.all_true(a.mask) is not None):
         return None  # rows a constant distance apart, most often all there: they need no table
     return counted(ev, a, 1)
-
-
-def counted(ev: Evaluator, load: Load, dim: int) -> int | None:
-    """Where the mask of a load ends along `dim`, if that is known and the same everywhere; else None."""
-    end = load.shape[dim]
-    for part in conjuncts(load.mask) if load.mask is not None else ():
-        if dim not in part.varies or ev.holds(part):
-            continue
-        inner, at = part, dim
-        while isinstance(inner, Remap) and inner.buffer is None:
-            at, inner = inner.source_dims.index(at), inner.source
-        if not isinstance(inner, Elementwise) or inner.buffer is not None or len(inner.varies) != 1:
-            return None
-        found = prefix_length(ev, inner, at)
-        if found is None or found[1] or not isinstance(found[0], int) or found[0] < 1:
-            return None
-        end = min(end, found[0])
-    return end
 
 
 def is_zero(t: Tensor) -> bool:

@@ -9,7 +9,9 @@ from torchroller.triton_cpu.lowering import llvm_types as lt
 from torchroller.triton_cpu.lowering.access import write
 from torchroller.triton_cpu.lowering.code import Code
 from torchroller.triton_cpu.lowering.elementwise import convert, emitter
+from torchroller.triton_cpu.lowering.evaluate import conjuncts
 from torchroller.triton_cpu.lowering.function import HANDLERS, Lowering, handles, has_effects
+from torchroller.triton_cpu.lowering.interleave import Planes, interleave, planes, spread
 from torchroller.triton_cpu.lowering.nests import (
     Roots,
     identity,
@@ -124,6 +126,10 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
                 pointer, value, mask = parts[k]
                 put(pointer, value.elem, None if known[k] else mask, place, text)
 
+        side = planes(ev, roots, *parts[0]) if len(parts) == 1 else None
+        if side is not None:
+            write_planes(side)
+            return
         other, crossing = across(ev, roots, len(shape), vdim)
         turned = stored_across(ev, [p for p, _, _ in parts], [v.elem for _, v, _ in parts], vdim)
         if crossing and vdim is not None:
@@ -133,6 +139,39 @@ def write_stores(low: Lowering, ops: list[Op]) -> None:
         else:
             split = find_split(ev, roots, shape, vdim, ev.lanes)
             over_tile(ev, shape, vdim, body, split, beyond=split is not None and not masked_out(split, vdim))
+
+    def write_planes(side: Planes) -> None:
+        """Whole vectors of the places of all planes, one after the other."""
+        (pointer, value, mask), code = parts[0], low.code
+
+        def body(place: Place) -> None:
+            first, tests, lanes = side.at(place, 0), [], None
+            for part in conjuncts(mask) if mask is not None else ():
+                known = True if side.inner in part.varies else ev.settled(part, place.vdim)
+                if known is False:
+                    return
+                if known is None and side.along in part.varies:
+                    more = ev.at(part, first)
+                    lanes = more if lanes is None else code.let(f"and <{place.lanes} x i1> {lanes}, {more}")
+                elif known is None:
+                    tests.append(ev.at(part, first.scalar()))
+            texts = [ev.at(value, side.at(place, n)) for n in range(side.count)]
+            texts = interleave(code, texts, place.lanes, lt.scalar(value.elem))
+            _, where = ev.address(pointer, value.elem, first.scalar())
+            masks = [None] * side.count if lanes is None else spread(code, lanes, place.lanes, side.count)
+
+            def put_all() -> None:
+                for n, (text, chosen) in enumerate(zip(texts, masks)):
+                    at = code.let(
+                        f"getelementptr {lt.scalar(value.elem)}, ptr {where}, i64 {n * place.lanes}"
+                    )
+                    write(code, value.elem, "run", at, text, chosen, place.width)
+
+            under_mask(code, code.both(tests), put_all)
+
+        flat = tuple(1 if d == side.inner else n for d, n in enumerate(shape))
+        split = find_split(ev, roots, flat, side.along, ev.lanes)
+        over_tile(ev, flat, side.along, body, split)
 
     def write_turned(vdim: int, along: int) -> None:
         """Values are computed as vectors along `vdim` and turned in registers: stores run along `along`."""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torchroller.triton_cpu.lowering.code import Operand
-from torchroller.triton_cpu.lowering.evaluate import Evaluator, Mode
+from torchroller.triton_cpu.lowering.evaluate import Evaluator, Mode, conjuncts
 from torchroller.triton_cpu.lowering.masks import prefix_length
-from torchroller.triton_cpu.lowering.values import Dims, Elementwise, Tensor
+from torchroller.triton_cpu.lowering.values import Dims, Elementwise, Load, Remap, Tensor
 
 Roots = Sequence[tuple[Tensor, Dims]]
 
@@ -78,3 +78,26 @@ def find_split(
         whole_name = code.let(f"select i1 {holds}, i64 {whole_name}, i64 0")
         end_name = code.let(f"select i1 {holds}, i64 {end_name}, i64 {extent}")
     return Split(whole_name, end_name, extent, frozenset(masks))
+
+
+def counted(ev: Evaluator, load: Load, dim: int) -> int | None:
+    """Where the mask of a load ends along `dim`, if that is known and the same everywhere; else None."""
+    return load.shape[dim] if load.mask is None else ended(ev, load.mask, load.shape[dim], dim)
+
+
+def ended(ev: Evaluator, mask: Tensor, extent: int, dim: int) -> int | None:
+    """Where a mask ends along a dimension of this extent, if that is known and the same everywhere; else None."""
+    end = extent
+    for part in conjuncts(mask):
+        if dim not in part.varies or ev.holds(part):
+            continue
+        inner, at = part, dim
+        while isinstance(inner, Remap) and inner.buffer is None:
+            at, inner = inner.source_dims.index(at), inner.source
+        if not isinstance(inner, Elementwise) or inner.buffer is not None or len(inner.varies) != 1:
+            return None
+        found = prefix_length(ev, inner, at)
+        if found is None or found[1] or not isinstance(found[0], int) or found[0] < 1:
+            return None
+        end = min(end, found[0])
+    return end
