@@ -197,7 +197,9 @@ def law(model, tesa, x):
                     equal_nan=True,
                 )
                 zero = facts.zero.expand(tensor.shape)
-                assert float(tensor[zero].double().abs().sum()) <= 1e-12  # memory that nobody filled may be NaN
+                assert (
+                    float(tensor[zero].double().abs().sum()) <= 1e-12
+                )  # memory that nobody filled may be NaN
 
         # 2. zeroing what is pruned, everywhere at once, changes no output; 3. nor does noise in what is not
         # needed

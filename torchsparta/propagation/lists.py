@@ -44,10 +44,11 @@ class Foreach(Rule):
                     used.append(offsets[key] + (i if nested else 0))
                 return tree_map(lambda n: stand_ins[n] if isinstance(n, fx.Node) else n, value)
 
-            args = tuple(item(k, a) for k, a in enumerate(call.node.args))
+            args: tuple[Any, ...] = tuple(item(k, a) for k, a in enumerate(call.node.args))
             kwargs = {k: item(k, a) for k, a in call.node.kwargs.items()}
             if len(args) == 4 and call.op in ("_foreach_addcmul", "_foreach_addcdiv"):
-                args, kwargs = args[:3], {"value": args[3]}
+                *rest, factor = args
+                args, kwargs = tuple(rest), {"value": factor}
             target = _single(call.op, args)
             if target is None:
                 return None

@@ -146,13 +146,10 @@ class Write(Rule):
         """The positions are not known: what is written may land anywhere."""
         if self._reduces(call):
             return Facts.unknown(call.out, call.confidence)
-        if source is None:
-            constant = torch.tensor(float(call.at(3, "value")), dtype=torch.float64)
-        else:
-            alike = source.all_known and source.value.numel() == 1
-            constant = source.value.reshape(()).double() if alike else None
-        if constant is None:
+        if source is not None and not (source.all_known and source.value.numel() == 1):
             return Facts.unknown(call.out, call.confidence)
+        written = float(call.at(3, "value")) if source is None else float(source.value.reshape(()))
+        constant = torch.tensor(written, dtype=torch.float64)
         if not self._replaces(call):
             constant = torch.where(constant == 0, x.value, math.nan)  # x + 0
         return Facts.of(x.known & (x.value == constant), x.value, call.out, call.confidence)
@@ -205,9 +202,9 @@ class Write(Rule):
         for d in range(len(x)):
             here = data[d] if data is not None and len(data) == len(x) else None
             if d == dim:
-                for axis in (x[d], out[d], here):
-                    if axis is not None:
-                        axes.lock(axis)
+                for touched in (x[d], out[d], here):
+                    if touched is not None:
+                        axes.lock(touched)
                 continue
             axes.tie(x[d], out[d])
             if here is not None:
