@@ -50,7 +50,7 @@ TARGETS = {("unstructured", 75): 2, ("unstructured", 90): 4, ("unstructured", 95
 INT8_PATTERNS = ("dense", "block 32x32 75%", "block 32x32 90%", "unstructured 75%", "unstructured 90%")
 INT8_TARGETS = {("dense", "dense"): 1.1, ("block", "75%"): 2, ("block", "90%"): 4,
                 ("unstructured", "75%"): 1.2, ("unstructured", "90%"): 2}  # fmt: skip
-INT8 = ("torch int8", "onnxruntime int8")
+INT8 = ("torch int8", "onnxruntime int8", "openvino int8")
 DENSE = ("eager f32", "onnxruntime f32", "openvino f32", "roller f32")
 
 
@@ -179,6 +179,7 @@ def linear_case(
         "torch bf16": peers.bf16(x, weight),
         "torch int8": peers.torch_int8(x, weight),
         "onnxruntime int8": peers.onnxruntime(x, weight, int8=True),
+        "openvino int8": peers.openvino(x, weight, int8=True),
         "torch CSR": peers.torch_csr(x, weight),
     }
     if block is not None and block[0] == block[1]:
@@ -205,6 +206,7 @@ def int8_case(pattern: str, k: int, n: int, rounds: int, rates: Rates) -> Case:
             "torchsparta": lambda: _call(kernel, x),
             "torch int8": peers.torch_int8(x, weight),
             "onnxruntime int8": peers.onnxruntime(x, weight, int8=True),
+            "openvino int8": peers.openvino(x, weight, int8=True),
             "eager f32": peers.eager(x, weight),
             "torch bf16": peers.bf16(x, weight),
         },

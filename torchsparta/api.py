@@ -261,8 +261,23 @@ def _describe(
         tuple(records),
         built.folded,
         sum(p.numel() for p in model.parameters()),
-        sum(p.numel() for p in fast.parameters()),
+        _alive_parameters(fast, built.sites),
         trainable,
         given.notes,
         tuple(dtypes),
     )
+
+
+def _alive_parameters(fast: nn.Module, sites: Any) -> int:
+    """Parameters that still count: alive weights of the layers, in whatever format, and all others whole.
+
+    A packed weight is held in buffers, so that the parameters of `fast` alone would leave it out.
+    """
+    layers = {target: site for target, site in sites}
+    alive = sum(round(s.tesa.density() * s.weight.numel()) for s in layers.values() if s.op != "attention")
+    held: dict[int, int] = {}
+    for name, parameter in fast.named_parameters():
+        module, _, own = name.rpartition(".")
+        if not (module in layers and own == "weight"):
+            held[id(parameter)] = parameter.numel()
+    return alive + sum(held.values())

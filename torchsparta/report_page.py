@@ -28,7 +28,7 @@ def page(report: Report, propagation: Propagation | None) -> str:
     measured = [r.measured_s for r in report.rows if r.measured_s is not None]
     figures = [
         (f"{report.parameters_before:,}", "parameters before"),
-        (f"{report.parameters:,}", "parameters now"),
+        (f"{report.parameters:,}", "parameters alive"),
         (f"{before / 1e6:,.0f} M", "multiply-adds before"),
         (f"{after / 1e6:,.0f} M", "after structure"),
         (f"{alive / 1e6:,.0f} M", "of them alive"),

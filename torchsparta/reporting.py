@@ -84,7 +84,7 @@ class Report:
         before, after = sum(r.macs_before for r in self.rows), sum(r.macs for r in self.rows)
         alive = sum(r.macs * r.density for r in self.rows)
         return (
-            f"{self.parameters_before:,} parameters became {self.parameters:,}; {before / 1e6:,.1f} M "
+            f"{self.parameters_before:,} parameters, {self.parameters:,} of them alive; {before / 1e6:,.1f} M "
             "multiply-adds "
             f"became {after / 1e6:,.1f} M dense, {alive / 1e6:,.1f} M of them alive; "
             f"constants folded at {len(self.folded)} places"

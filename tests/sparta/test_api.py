@@ -168,7 +168,7 @@ def test_report_has_the_numbers(x):
     assert (first.shape_before, first.shape, first.format) == ((24, 12), (12, 12), "dense")
     assert (first.bytes_before, first.bytes) == (4 * (24 * 12 + 24), 4 * (12 * 12 + 12))
     assert (first.macs_before, first.macs) == (5 * 24 * 12, 5 * 12 * 12)
-    assert "462 parameters became 234" in str(report)
+    assert "462 parameters, 234 of them alive" in str(report)
     page = report.html(torchsparta.propagate(mlp(), torchsparta.from_nni(half_rows()), (x,)))
     assert "<table>" in page and "0.weight" in page
 
@@ -273,7 +273,7 @@ def test_report_as_a_rich_table(x):
     console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(torchsparta.report(torchsparta.sparsify(mlp(), half_rows(), (x,)), measure=False))
     text = console.export_text()
-    assert "24x12" in text and "12x12" in text and "parameters became" in text
+    assert "24x12" in text and "12x12" in text and "of them alive" in text
 
 
 def test_report_page_draws_the_graph(x):
@@ -325,3 +325,17 @@ def test_bench_takes_token_numbers(tmp_path):
     torchsparta.save(fast, tmp_path / "m.safetensors")
     found = race(tmp_path / "m.safetensors", rounds=2)
     assert found.worst_difference < 1e-6 and len(found.sparse_s) == 2
+
+
+def test_packed_weights_count_as_parameters():
+    # a packed weight lives in buffers: counting parameters alone would call a model smaller than it is
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 128)).eval()
+    masks = {str(i): {"weight": (torch.rand_like(model[i].weight) < 0.1).float()} for i in (0, 2)}
+    masks["0"]["weight"][:, 0] = masks["2"]["weight"][:, 0] = masks["2"]["weight"][0] = (
+        1  # nothing disappears
+    )
+    masks["0"]["weight"][0] = masks["0"]["weight"][:, 0] = 1
+    alive = int(sum(m["weight"].sum() for m in masks.values())) + 256 + 128
+    fast = torchsparta.sparsify(model, torchsparta.from_nni(masks), (torch.randn(32, 256),))
+    packed = [site for site in torchsparta.report(fast, measure=False).rows if site.format != "dense"]
+    assert packed and fast.meta["sparta"].parameters == alive

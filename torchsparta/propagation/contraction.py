@@ -246,6 +246,19 @@ class Matmul(Contraction):
         return em.contribution(self, em.same())
 
 
+class IntegerMatmul(Matmul):
+    """_int_mm: the integer product; no float kernel takes its place, and its sizes are restricted."""
+
+    def product(self, call: Call) -> Callable[[Tensor, Tensor], Tensor]:
+        return torch.matmul  # counts are floats; integers below 2^53 are exact in float64
+
+    def keep(self, axes: CallAxes) -> None:
+        axes.lock_all()
+
+    def emit(self, em: Emitter) -> Any:
+        return em.same()
+
+
 class Convolution(Contraction):
     """conv1d, conv2d, conv3d and transposed ones, grouped and depthwise.
 
@@ -368,6 +381,25 @@ class Convolution(Contraction):
         if self.transposed or bias_channel(call) == 0 or not static:
             return em.same()
         return em.conv_site(self)
+
+
+class AnyConvolution(Convolution):
+    """aten.convolution and _convolution, transposed or not by an argument: the algebra holds, shapes stay."""
+
+    def groups(self, call: Call) -> int:
+        return int(call.at(8, "groups"))
+
+    def forward(self, call: Call) -> Facts:
+        return Contraction.forward(self, call)
+
+    def backward(self, call: Call, out: Facts, need: Tensor) -> Needs:
+        return Contraction.backward(self, call, out, need)
+
+    def keep(self, axes: CallAxes) -> None:
+        axes.lock_all()
+
+    def emit(self, em: Emitter) -> Any:
+        return em.same()
 
 
 def bias_channel(call: Call) -> int:

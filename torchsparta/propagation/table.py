@@ -13,8 +13,9 @@ import torch
 
 from ..capture import packet_name
 from .attention import Attention
-from .contraction import Convolution, Einsum, Linear, Matmul
+from .contraction import AnyConvolution, Convolution, Einsum, IntegerMatmul, Linear, Matmul
 from .indexing import Embedding, Gather
+from .lists import Foreach
 from .movement import (
     Along,
     Concat,
@@ -30,10 +31,12 @@ from .movement import (
     Triangle,
     Unbind,
 )
+from .opaque import Dropout, EmbeddingBag, EmbeddingGradient, Opaque, Strided, Uninitialised
 from .pointwise import Add, And, Divide, MaskedFill, Multiply, Or, Where
 from .recurrent import Lstm
 from .reduce import ChannelAffine, LayerNorm, Reduction, Softmax, Window
 from .rule import Made, Pointwise, Rule
+from .writes import Copy, Write
 
 _POINTWISE = Pointwise()
 _MADE = Made()
@@ -60,9 +63,13 @@ RULES: dict[str, Rule] = {
     ),
     # made from a shape; without a tensor among the arguments (zeros, arange, …) they are evaluated like any constant
     **dict.fromkeys(
-        ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full",
+        ("zero", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full",
          "arange", "scalar_tensor", "prims::iota"),
         _MADE,
+    ),
+    **dict.fromkeys(
+        ("empty", "empty_permuted", "empty_strided", "empty_like", "new_empty", "new_empty_strided"),
+        Uninitialised(),
     ),
     # contractions
     "linear": Linear(0, 1, 2),
@@ -72,7 +79,9 @@ RULES: dict[str, Rule] = {
     "bmm": Matmul(0, 1),
     "matmul": Matmul(0, 1),
     "baddbmm": Matmul(1, 2, 0),
+    "_int_mm": IntegerMatmul(0, 1),
     "einsum": Einsum(),
+    **dict.fromkeys(("convolution", "_convolution"), AnyConvolution()),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution()),
     **dict.fromkeys(
         ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), Convolution(transposed=True)
@@ -107,6 +116,36 @@ RULES: dict[str, Rule] = {
     "gather": Gather("gather"),
     "index": Gather("index"),
     "_unsafe_index": Gather("index"),
+    **dict.fromkeys(("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"), EmbeddingBag()),
+    "embedding_dense_backward": EmbeddingGradient(),
+    "as_strided": Strided(),
+    # written where integers say
+    **dict.fromkeys(("scatter", "scatter_reduce"), Write("scatter")),
+    "scatter_add": Write("scatter", adds=True),
+    **dict.fromkeys(("index_copy", "index_fill"), Write("along")),
+    "index_add": Write("along", adds=True),
+    **dict.fromkeys(("index_put", "_unsafe_index_put"), Write("put")),
+    "slice_scatter": Write("slice"),
+    "select_scatter": Write("select"),
+    **dict.fromkeys(("copy", "fill"), Copy()),
+    # one pointwise operator on a list of tensors
+    **dict.fromkeys(
+        ("_foreach_" + name for name in (
+            "add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "pow", "sqrt", "rsqrt", "neg",
+            "abs", "reciprocal", "exp", "log", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "trunc", "erf",
+            "expm1", "log1p", "sin", "cos", "addcmul", "addcdiv", "lerp", "copy")),
+        Foreach(),
+    ),
+    "prims::fma": _POINTWISE,
+    "native_dropout": Dropout(),
+    # taken whole
+    **dict.fromkeys(
+        ("_weight_int8pack_mm", "_scaled_dot_product_flash_attention_for_cpu",
+         "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+         "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu_backward",
+         "_native_batch_norm_legit_functional", "_thnn_fused_lstm_cell", "mkldnn_rnn_layer"),
+        Opaque(),
+    ),
     # along dimensions
     **dict.fromkeys(
         ("sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "argmax", "argmin", "max", "min"),
@@ -114,11 +153,12 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("var", "std", "var_mean", "nansum"), Reduction(1)),
     "linalg_vector_norm": Reduction(2),
-    **dict.fromkeys(("cumsum", "cumprod", "log_softmax", "_log_softmax"), Reduction(1, "scan")),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "log_softmax", "_log_softmax"), Reduction(1, "scan")),
     **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), Softmax()),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), ChannelAffine()),
     **dict.fromkeys(
-        ("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "native_group_norm"), LayerNorm()
+        ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "native_group_norm"),
+        LayerNorm(),
     ),
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "upsample_nearest1d"), Window(1)),
     **dict.fromkeys(
@@ -128,7 +168,8 @@ RULES: dict[str, Rule] = {
          "replication_pad2d"),
         Window(2),
     ),
-    **dict.fromkeys(("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d"), Window(3)),
+    **dict.fromkeys(("max_pool3d", "max_pool3d_with_indices", "avg_pool3d", "adaptive_avg_pool3d",
+                     "_adaptive_avg_pool3d"), Window(3)),
 }  # fmt: skip
 
 
