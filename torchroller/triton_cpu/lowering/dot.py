@@ -120,26 +120,20 @@ def products(low: Lowering, ops: Sequence[Op]) -> bool:
     c = low.tensor(ops[0].operands[2])
     found = product_of(ev, lefts[0].elem, rights[0].elem, c.elem)
     depths = {rows_apart(ev, a) for a in lefts}
-    k = depths.pop()
-    if found is None or k is None or depths:
+    depth = depths.pop()
+    if found is None or depth is None or depths:
         return False
     product, elem = found
-    m = lefts[0].shape[0]
-    n = rights[0].shape[1]
+    if product.kind != "fma" or c.elem not in ("f32", "f64"):
+        return False
+    if not (elem == lefts[0].elem == rights[0].elem):
+        return False
+    m, n = c.shape
     lanes = min(ev.vector_bits // (64 if product.acc == "double" else 32), n)
     rows, vectors = register_block(micro_kernels(ev.vector_bits), m, n, lanes)
-    if product.kind not in ("fma", "bf16") or elem != lefts[0].elem or elem != rights[0].elem:
-        return False
-    if k % product.step or (product.step > 1 and lanes != ev.lanes) or c.elem not in ("f32", "f64"):
-        return False
     with low.code.nest():
         width = vectors * lanes
-        panels = [
-            _panel_in_place(ev, b, m, width, k)
-            if product.step == 1
-            else _stored_steps(ev, b, product.step, width)
-            for b in rights
-        ]
+        panels = tuple(_panel_in_place(ev, b, m, width, depth) for b in rights)
         first = panels[0]
         if first is None or any(b is None or (b.row, b.step) != (first.row, first.step) for b in panels):
             return False
@@ -147,8 +141,8 @@ def products(low: Lowering, ops: Sequence[Op]) -> bool:
         buffer = new_buffer(low.code, c.elem, c.shape) if fresh else accumulator(low, ops[0], c)
         if not is_row_major(buffer):
             buffer = materialise(ev, stored(buffer), into=new_buffer(low.code, c.elem, buffer.shape))
-        found_panels = tuple(b for b in panels if b is not None)
-        work = Products(product, tuple(lefts), found_panels, buffer, k, width, (rows, vectors))
+        places = tuple(b for b in panels if b is not None)
+        work = Products(product, tuple(lefts), places, buffer, depth, width, (rows, vectors))
         add_products(low, work, ops[-1], fresh)
     low.set_tensor(ops[-1].results[0], stored(buffer))
     return True

@@ -111,7 +111,7 @@ def add_products(low: Lowering, work: Products, last: Op, fresh: bool) -> None:
     m = work.lefts[0].shape[0]
     spans = strips(low, work.block, m, live_rows(low, last, work.block[0]))
     count = len(work.lefts)
-    most = max(1, _CHAIN_BYTES // (work.depth // work.product.step * work.panel_bytes))
+    most = max(1, _CHAIN_BYTES // (work.depth * work.panel_bytes))
     length = -(-count // -(-count // most))  # chains of nearly one length
     for start in range(0, count, length):
         _add_chain(low, work.some(slice(start, start + length)), spans, fresh and start == 0)
@@ -123,7 +123,7 @@ def _add_chain(low: Lowering, work: Products, spans: Sequence[Span], fresh: bool
     rows, vectors = work.block
     shape = mk.Shape(rows, vectors, work.width // vectors, work.depth)
     layout = mk.Layout(None, 1, first.step if isinstance(first.step, int) else None, fresh=fresh)
-    steps, size = work.depth // p.step, "float" if p.acc == "float" else p.acc
+    size = p.acc  # LLVM type of the elements of B and C
     table = _table(low, work.lefts, m, work.depth)
     bs = code.scratch(8 * members)
     for t, b in enumerate(work.panels):
@@ -145,8 +145,8 @@ def _add_chain(low: Lowering, work: Products, spans: Sequence[Span], fresh: bool
         c_at = _at(low, c.pointer, size, code.add(code.mul(row, c.strides[0]), column))
         extra = ""
         if share:
-            own = code.mul(row, share * steps // height)
-            extra = f", i64 {code.add(own, members * steps * work.panel_bytes)}"
+            own = code.mul(row, share * work.depth // height)
+            extra = f", i64 {code.add(own, members * work.depth * work.panel_bytes)}"
         code.line(
             f"  call void {symbol}(ptr {_at(low, table, 'ptr', row)}, ptr {bs}, i64 {code.mul(number, first.row)}, "
             f"i64 {first.step}, ptr {c_at}, i64 {c.strides[0]}{extra})"
