@@ -108,7 +108,6 @@ def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]
     """
     symbol = f"@dot_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_{layout}"
     vec = f"<{s.lanes} x {p.acc}>"
-    steps, times = s.k // p.step, unroll(p, s)
     out = [
         f"define internal void {symbol}(ptr noalias %a, i64 %a_row, i64 %a_step, ptr noalias %b, i64 %b_row, "
         f"ptr noalias %c, i64 %c_row"
@@ -119,20 +118,9 @@ def function(p: Product, s: Shape, layout: Layout) -> tuple[str, str, list[str]]
         row = _times(out, f"%ar{m}", "%a_row" if layout.a_row is None else layout.a_row, m)
         out.append(f"  %ap{m} = getelementptr {p.a_type}, ptr %a, i64 {row}")
     _accumulators(out, p, s, layout.fresh)
-    out += ["  br label %loop", "loop:", "  %k = phi i64 [ 0, %entry ], [ %k.next, %loop ]"]
-    for m, v in _cells(s):
-        name = f"%acc{m}.{v}"
-        out.append(f"  {name}.0 = phi {vec} [ {name}.from, %entry ], [ {name}.{times}, %loop ]")
-    _iteration(out, p, s, layout)
-    out += [
-        f"  %k.next = add nuw nsw i64 %k, {times}",
-        f"  %more = icmp ult i64 %k.next, {steps}",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-    ]
-    out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in _cells(s)]
-    out += ["  ret void", "}"]
-    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+    out.append("  br label %loop")
+    _steps(out, p, s, layout, "entry", "from", "done")
+    return symbol, _ended(out, p, s), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
 
 
 def chain(p: Product, s: Shape, layout: Layout, members: int, height: int) -> tuple[str, str, list[str]]:
@@ -145,7 +133,7 @@ def chain(p: Product, s: Shape, layout: Layout, members: int, height: int) -> tu
     """
     symbol = f"@chain{members}_{height}_{p.kind}_{p.acc}_{s.rows}x{s.vectors}x{s.lanes}_k{s.k}_{layout}"
     vec = f"<{s.lanes} x {p.acc}>"
-    steps, times = s.k // p.step, unroll(p, s)
+    times = unroll(p, s)
     out = [
         f"define internal void {symbol}(ptr noalias %rows, ptr noalias %bs, i64 %b_at, i64 %b_row, "
         f"ptr noalias %c, i64 %c_row{', i64 %further' if layout.ahead else ''}) noinline {{",
@@ -167,26 +155,39 @@ def chain(p: Product, s: Shape, layout: Layout, members: int, height: int) -> tu
         f"  %b = getelementptr {p.acc}, ptr %panels, i64 %b_at",
         *(["  %ahead = getelementptr i8, ptr %b, i64 %further"] if layout.ahead else []),
         "  br label %loop",
-        "loop:",
-        "  %k = phi i64 [ 0, %member ], [ %k.next, %loop ]",
     ]
-    for m, v in _cells(s):
-        name = f"%acc{m}.{v}"
-        out.append(f"  {name}.0 = phi {vec} [ {name}.so, %member ], [ {name}.{times}, %loop ]")
-    _iteration(out, p, s, layout)
+    _steps(out, p, s, layout, "member", "so", "after")
     out += [
-        f"  %k.next = add nuw nsw i64 %k, {times}",
-        f"  %more = icmp ult i64 %k.next, {steps}",
-        "  br i1 %more, label %loop, label %after",
         "after:",
         "  %t.next = add nuw nsw i64 %t, 1",
         f"  %others = icmp ult i64 %t.next, {members}",
         "  br i1 %others, label %member, label %done",
-        "done:",
     ]
-    out += [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in _cells(s)]
-    out += ["  ret void", "}"]
-    return symbol, "\n".join(out), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+    return symbol, _ended(out, p, s), [_DECLARE_PREFETCH, *_declarations(p, s, vec)]
+
+
+def _steps(
+    out: list[str], p: Product, s: Shape, layout: Layout, entry: str, start: str, following: str
+) -> None:
+    """The loop along k, entered from the block `entry` with the sums `%acc….<start>`; `following` comes after it."""
+    vec, times = f"<{s.lanes} x {p.acc}>", unroll(p, s)
+    out += ["loop:", f"  %k = phi i64 [ 0, %{entry} ], [ %k.next, %loop ]"]
+    for m, v in _cells(s):
+        name = f"%acc{m}.{v}"
+        out.append(f"  {name}.0 = phi {vec} [ {name}.{start}, %{entry} ], [ {name}.{times}, %loop ]")
+    _iteration(out, p, s, layout)
+    out += [
+        f"  %k.next = add nuw nsw i64 %k, {times}",
+        f"  %more = icmp ult i64 %k.next, {s.k // p.step}",
+        f"  br i1 %more, label %loop, label %{following}",
+    ]
+
+
+def _ended(out: list[str], p: Product, s: Shape) -> str:
+    """The text of the function, with the block that stores the sums."""
+    vec, times = f"<{s.lanes} x {p.acc}>", unroll(p, s)
+    stores = [f"  store {vec} %acc{m}.{v}.{times}, ptr %cp{m}.{v}, align 4" for m, v in _cells(s)]
+    return "\n".join([*out, "done:", *stores, "  ret void", "}"])
 
 
 def _cells(s: Shape) -> list[tuple[int, int]]:
