@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torchroller.expr import Access, Affine, TensorExpr
+from torchroller.operand import Operand
 from torchroller.spec import DeviceSpec, Peak
-from torchroller.tile import RTile, ceil_div, padded
+from torchroller.tile import RTile, ceil_div
 
 # Vector instructions of one application, for fp32, of the polynomials that a compiler inlines; divisions and
 # roots count their reciprocal throughput. What matters is whether memory or arithmetic bounds a kernel.
@@ -52,98 +53,10 @@ OP_WEIGHT: dict[str, float] = {
     "welford": 6.0,
 }
 _LOAD = 0.5  # vector instructions of a CPU: two loads go at a time
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One distinct access of a kernel in numeric form.
-
-    dims: per tensor dimension (length, ((axis number, |coefficient|), …), stride), innermost in memory first
-    passes: walks over it by a program that loops over the reduce axes; 0 for data outside the loop
-    side: "a" or "b" for what feeds the first or second argument of a dot, else ""
-    packed: stored tile by tile, so that a whole data tile is one run of memory
-    beyond: per dimension of dims, how much farther the taps of a window reach than its first one
-    """
-
-    tensor: str
-    itemsize: int
-    dims: tuple[tuple[int, tuple[tuple[int, int], ...], int], ...]
-    axes: frozenset[int]
-    write: bool
-    passes: int
-    side: str
-    indirect: bool
-    packed: bool = False
-    beyond: tuple[int, ...] = ()
-
-    @property
-    def contiguous(self) -> frozenset[int]:
-        """Axes along which neighbours lie next to each other in memory."""
-        return frozenset(
-            axis
-            for length, terms, stride in self.dims
-            if stride == 1 and length > 1
-            for axis, c in terms
-            if c == 1
-        )
-
-    def nbytes(self, e: Sequence[int]) -> int:
-        """Bytes of the data tile that a tile of extents `e` touches, clipped to the tensor."""
-        total = self.itemsize
-        for (length, terms, _), beyond in zip(self.dims, self.beyond):
-            span = e[terms[0][0]] if len(terms) == 1 and not beyond else _span(terms, e, beyond)
-            total *= span if span < length else length
-        return total
-
-    def run(self, e: Sequence[int], gap_bytes: int = 0) -> tuple[int, int]:
-        """One contiguous run of the data tile in memory: (useful bytes, bytes from first to last).
-
-        Places less than `gap_bytes` apart count as one run: a strided walk uses part of what it spans.
-        """
-        if self.packed:
-            return (self.nbytes(e),) * 2
-        useful = span = expected_stride = 1
-        for (length, terms, stride), beyond in zip(self.dims, self.beyond):
-            if length == 1:
-                continue
-            if stride != expected_stride:
-                break
-            points, reach = _run(terms, e, gap_bytes // self.itemsize)
-            if beyond:
-                points, reach = reach + beyond, reach + beyond  # taps fill what a stride leaves out
-            useful *= min(points, length)
-            span *= min(reach, length)
-            if points < length:
-                break
-            expected_stride *= length
-        return useful * self.itemsize, span * self.itemsize
-
-    def charge(self, e: Sequence[int], transaction_bytes: int, overhead_bytes: int = 0) -> float:
-        """Bytes spent per useful byte when runs are moved in whole transactions, each run costing extra."""
-        useful, span = self.run(e, transaction_bytes)
-        return (padded(span, transaction_bytes) + overhead_bytes) / useful
-
-
-def _span(terms: tuple[tuple[int, int], ...], e: Sequence[int], beyond: int = 0) -> int:
-    """Distinct positions that an index visits: bounded by its interval and by the number of points of all taps."""
-    interval, points = 1 + beyond, 1 + beyond
-    for axis, coefficient in terms:
-        interval += coefficient * (e[axis] - 1)
-        points *= e[axis]
-    return min(interval, points)
-
-
-def _run(terms: tuple[tuple[int, int], ...], e: Sequence[int], gap: int) -> tuple[int, int]:
-    """Positions of one dimension that lie at most `gap` apart: how many, and how far they reach."""
-    points = reach = 1
-    for axis, coefficient in terms:  # by rising coefficient
-        if e[axis] == 1:
-            continue
-        if coefficient > reach + gap:
-            break
-        points *= e[axis]
-        reach += coefficient * (e[axis] - 1)
-    return min(points, reach), reach
+# Of a value that a CPU kernel with its whole axis in one block keeps for its next loop, rather than compute it twice
+# (the lowering's own limit is in triton_cpu/lowering/reduce.py).
+_KEEP_WEIGHT = 9.0
+KEEP_WEIGHT = 9.0  # of a value that a kernel keeps while it needs it again, rather than compute it twice
 
 
 class Space:
@@ -175,6 +88,7 @@ class Space:
         self._varies, self._depth = expr.varies(), self._finished()
         combining = [i for i, v in enumerate(expr.values) if v.kind in ("reduce", "dot")]
         self.passes = max((self._depth[i] for i in combining), default=0)
+        self._loops = self._needed_in()
         self.operands = self._operands()
         self.total_bytes = tuple(o.nbytes(self.extents) for o in self.operands)
         self.staged = tuple(o for o in self.operands if o.side)
@@ -191,6 +105,7 @@ class Space:
         self.crossing, self.reduces_columns = self._directions()
         self.live_values = 1 + max(1, sum(1 for o in self.operands if o.axes and not o.write))
         self.vector_ops, self.row_ops = self._instructions()
+        self.repeated_ops = self._repeated()
         self.vector_moves, self.row_moves = self._moves()
         self.bounded_loads = sum(a.bounded for a in expr.loads)
         self.borders = self._borders()
@@ -270,29 +185,35 @@ class Space:
                 todo.extend(a.indirect for a in value.access.index if a.indirect is not None)
         return seen
 
+    def _needed_in(self) -> dict[int, set[int]]:
+        """Value -> the loops over the reduce axes that need it, of values that vary in them."""
+        values, varies = self.expr.values, self._varies
+        loops: dict[int, set[int]] = {}
+        ends = [
+            (self._needs(i) - {i}, self._depth[i] - 1)
+            for i, v in enumerate(values)
+            if v.kind in ("reduce", "dot")
+        ]
+        ends += [(self._needs(w.value), self.passes) for w in self.expr.writes if varies[w.value]]
+        for needed, loop in ends:
+            for j in needed:
+                if varies[j]:
+                    loops.setdefault(j, set()).add(loop)
+        return loops
+
     def _operands(self) -> tuple[Operand, ...]:
         values, varies = self.expr.values, self._varies
-        loops: dict[int, set[int]] = {}  # value -> the loops over the reduce axes that need it
         side: dict[int, str] = {}
-        for i, v in enumerate(values):
-            if v.kind not in ("reduce", "dot"):
-                continue
-            for j in self._needs(i) - {i}:
-                if varies[j]:
-                    loops.setdefault(j, set()).add(self._depth[i] - 1)
+        for v in values:
             if v.kind == "dot":
                 for name, arg in zip("ab", v.args):
                     for j in self._needs(arg):
                         side.setdefault(j, name)
-        for w in self.expr.writes:
-            if varies[w.value]:
-                for j in self._needs(w.value):
-                    if varies[j]:
-                        loops.setdefault(j, set()).add(self.passes)
         found: dict[tuple, Operand] = {}
         for i, v in enumerate(values):
             if v.access is not None:
-                self._add(found, self._operand(v.access, len(loops.get(i, ())), side.get(i, "")), v.access)
+                passes = len(self._loops.get(i, ()))
+                self._add(found, self._operand(v.access, passes, side.get(i, "")), v.access)
         for w in self.expr.writes:
             self._add(found, self._operand(w.access, int(varies[w.value]), "", write=True), w.access)
         return self._reached(found.values())
@@ -408,6 +329,16 @@ class Space:
             else:
                 row += weight
         return full, row
+
+    def _repeated(self) -> tuple[float, float]:
+        """Vector instructions per point of the loops that need a value another one has computed: cheap ones, and costly
+        ones, which a block that holds the whole axis keeps."""
+        count = [0.0, 0.0]
+        for i, v in enumerate(self.expr.values):
+            weight = _LOAD if v.access is not None else OP_WEIGHT.get(v.fn or "", 1.0)
+            if v.access is not None or v.kind == "call":
+                count[weight >= _KEEP_WEIGHT] += weight * max(0, len(self._loops.get(i, ())) - 1)
+        return count[0], count[1]
 
     def _moves(self) -> tuple[float, float]:
         """Loads and stores as vector instructions of a CPU per point of the whole space, per spatial point."""

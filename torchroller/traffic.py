@@ -17,7 +17,8 @@ import math
 from collections.abc import Sequence
 from operator import mul
 
-from torchroller.space import Operand, Space
+from torchroller.operand import Operand
+from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, MiB
 from torchroller.tile import ceil_div, next_pow2, padded, rest_widths
 from torchroller.triton_cpu import blocking
@@ -278,9 +279,26 @@ def _passing(t: Tiled, operand: int, near: Sequence[int]) -> float:
     Windows overlap: what a core's own cache keeps of the programs before is not taken again.
     """
     if t.space.taps == 1 or near is t.e:
-        return float(t.grid * t.program_bytes[operand])
+        private = t.device.private_levels[0].capacity_bytes if t.device.private_levels else 0
+        return t.grid * t.program_bytes[operand] * _fetching(t, operand, private)
     parts = math.prod(max(1.0, t.space.extents[i] / near[i]) for i in t.space.spatial)
     return parts * t.space.operands[operand].nbytes(near)
+
+
+def _fetching(t: Tiled, operand: int, capacity: int) -> float:
+    """Share of the programs that fetch an operand into a cache of a core: the others find what the last one left.
+
+    A bias that all rows share stays where the rows of a program and it have room.
+    """
+    share = 1.0
+    if t.space.has_dot or not t.device.is_cpu or t.once > CACHE_SHARE * capacity:
+        return share
+    for i in reversed(_program_order(t)):
+        tiles = ceil_div(t.space.extents[i], t.e[i])
+        if tiles > 1 and i in t.space.operands[operand].axes:
+            break
+        share /= tiles
+    return share
 
 
 def _charge(t: Tiled, operand: int, near: Sequence[int], level: MemLevel) -> float:
@@ -339,6 +357,8 @@ def _runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
 
 def _continued(t: Tiled, o: Operand, run: int, size: int) -> int:
     """Bytes of one run of an operand together with what follows it without a gap, in the order of the loops."""
+    if not t.space.has_dot:
+        return _walked_on(t, o, run)
     extents = t.space.extents
     wide = list(t.e)
     for i in (*reversed(t.space.reduce), *reversed(_program_order(t))):
@@ -351,6 +371,24 @@ def _continued(t: Tiled, o: Operand, run: int, size: int) -> int:
             break
         run, size = longer, total
     return run
+
+
+def _walked_on(t: Tiled, o: Operand, run: int) -> int:
+    """`_continued` of a kernel without a dot: of runs side by side each ends where the next step lies elsewhere."""
+    width = t.device.dram.transaction_bytes
+    useful, reach = o.run(t.e, width)
+    reach = reach if run == useful else run
+    density = run / reach
+    wide = list(t.e)
+    for i in (*reversed(t.space.reduce), *reversed(_program_order(t))):
+        if i not in o.axes or wide[i] >= t.space.extents[i]:
+            continue
+        step = o.step_bytes(i) * t.e[i]
+        if step > reach + width:
+            break
+        wide[i] = t.space.extents[i]
+        reach += step * (ceil_div(wide[i], t.e[i]) - 1)
+    return max(run, min(o.nbytes(wide), int(reach * density)))
 
 
 def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
@@ -425,16 +463,19 @@ def _streaming_bytes(t: Tiled) -> list[float]:
     for level in levels[1:]:
         # What leaves a level has missed the levels inside it; later walks are served where the data fits.
         room = CACHE_SHARE * level.capacity_bytes if kept else level.capacity_bytes
-        out = t.walked if t.looped + kept > room else t.once
-        if 4 * partial > level.capacity_bytes:
+        if t.looped + kept > room:
+            out = float(t.walked)
+        else:
+            out = sum(n * _fetching(t, k, level.capacity_bytes) for k, n in enumerate(t.program_bytes))
+        if 4 * partial > CACHE_SHARE * level.capacity_bytes:
             out += 8 * t.block * t.inner
         if space.crossing and not turned(t) and sum(map(mul, t.step_bytes, t.charges)) > level.capacity_bytes:
             # Lines read across the vectors are evicted before they are used up.
             out += _REFETCH * sum(n for o, n in zip(space.operands, t.program_bytes) if o in space.crossing)
-        moved.append(float(out))
+        moved.append(out)
     registers = _ACCUMULATORS if space.reduces_columns else _ROW_ACCUMULATORS
     far = partial > registers * t.device.lanes(4)
-    accumulate = _SPILLED * t.block * t.inner if far else 0
+    accumulate = _SPILLED * t.block * t.inner * max(1, space.passes) if far else 0
     return [*moved, float(t.walked + accumulate)]
 
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roller_devices import zen5_spec
-from roller_expressions import column_sum, embedding, matmul, pointwise, row_sum, softmax, total
+from roller_expressions import F32, access, column_sum, embedding, matmul, pointwise, row_sum, softmax, total
 
 from torchroller import operators
 from torchroller.capacity import Launch, launches, occupancy, scratch_bytes, thread_registers, violation
 from torchroller.cost import estimate, time_text
 from torchroller.device import A100, B200, H100, MI300X, V100, KiB
+from torchroller.expr import Axis, TensorExpr, Value, Write
 from torchroller.search import construct
 from torchroller.space import Space
 from torchroller.traffic import (
@@ -145,6 +146,43 @@ def test_rows_that_fit_l1_beat_rows_that_do_not(zen5):
     held = predict(softmax(8192, 1024), zen5, m=2, n=1024)  # 16 KiB, and 8 KiB of exponentials
     spilled = predict(softmax(8192, 1024), zen5, m=64, n=1024)
     assert dict(held.level_bytes)["L2"] < dict(spilled.level_bytes)["L2"]
+
+
+def test_rows_that_are_walked_again_are_few_at_a_time(zen5):
+    """Arithmetic on four rows of 3 KB in L1 leaves the memory idle; of one row, prefetchers fetch the next."""
+    rows = softmax(16384, 768)
+    assert seconds(rows, zen5, m=1, n=1024) < seconds(rows, zen5, m=8, n=1024)
+
+
+def test_a_loop_computes_again_what_a_whole_row_keeps(zen5):
+    rows = softmax(512, 3000)
+    whole, looped = predict(rows, zen5, m=1, n=4096), predict(rows, zen5, m=1, n=64)
+    assert looped.compute_s > 1.2 * whole.compute_s
+
+
+def test_what_all_rows_share_is_fetched_once(zen5):
+    """A bias of 512 columns that each program of one row adds."""
+    x, bias = access("X", (4096, 512), "mn"), access("B", (512,), "n")
+    values = (
+        Value("load", F32, access=x),
+        Value("load", F32, access=bias),
+        Value("call", F32, (0, 1), fn="add"),
+    )
+    write = Write(access("Y", (4096, 512), "mn"), 2)
+    biased = TensorExpr("biased", (Axis("m", 4096), Axis("n", 512)), values, (write,))
+    space = Space(biased)
+    shared, _ = shared_bytes(Tiled(space, zen5, space.order({"m": 1, "n": 512})), 1)
+    rows = 2 * 4 * 4096 * 512
+    assert rows <= shared < 1.2 * rows
+
+
+def test_rows_side_by_side_are_runs_of_their_own(zen5):
+    """Eight rows in steps of 16 columns: each is read to its end, and the next eight lie elsewhere."""
+    space = Space(softmax(4096, 768))
+    apart = Tiled(space, zen5, space.order({"m": 8, "n": 16}))
+    together = Tiled(space, zen5, space.order({"m": 8, "n": 1024}))
+    assert apart.runs(0) == [(1.0, 768 * 4)]
+    assert together.runs(0) == [(1.0, 4096 * 768 * 4)]
 
 
 def test_packed_operands_need_no_long_rows(zen5):
