@@ -26,6 +26,11 @@ class Entity:
     group: str | None = None
 
     @property
+    def is_one_process(self) -> bool:
+        """Whether this is one process for certain: it cannot have been started again."""
+        return self.pid is not None and self.start_time_s is not None
+
+    @property
     def key(self) -> str:
         tail = "" if self.pid is None else f"/{self.pid}@{self.start_time_s or 0:.0f}"
         return f"{self.host}/{self.component}{tail}"

@@ -6,12 +6,14 @@ from .judge import finding_id, judge, judge_many
 from .pivot import PivotRule, Suspicion, pivot_of, suspicions
 from .reconcile import reconcile, refine
 from .registry import Detector, detectors
+from .remember import Judgements
 from .scan import scan
 from .thresholds import DEFAULT, Thresholds
 
 __all__ = [
     "DEFAULT",
     "Detector",
+    "Judgements",
     "PivotRule",
     "Suspicion",
     "Thresholds",

@@ -69,7 +69,10 @@ def _alone(
     quiet = silences(t, thresholds)
     if quiet.after_s.size:
         t = quiet.seen(t)
-    runs = tuple(judged_runs(t, y, thresholds)) if y.size >= thresholds.min_points else ()
+    one_process = series.entity.is_one_process
+    runs: tuple[tuple[int, int], ...] = ()
+    if y.size >= thresholds.min_points:
+        runs = tuple(judged_runs(t, y, thresholds, one_process=one_process))
     for run, (a, b) in enumerate(runs):
         warms_up = a > 0 or y[0] < 0.5 * float(y[a:b].mean())
         windows.extend(windows_of(index, run, t[a:b], y[a:b], thresholds, warms_up=warms_up))

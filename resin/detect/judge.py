@@ -140,7 +140,7 @@ def _leak(
     slope = (theil_sen(at, floor) if through_floor else e.slope_per_s) * 3600.0
     tau, p = mann_kendall(floor)
     growth: GrowthClass = "steady"
-    if restarts_that_leak >= 2:
+    if restarts_that_leak >= 2 and one.y.size >= thresholds.min_saw_points:
         growth = "saw-tooth"
     elif e.stairs >= thresholds.min_stairs:
         growth = "stair"
@@ -234,7 +234,8 @@ def _still(one: Prepared, run: int, quiet: Quiet, thresholds: Thresholds) -> Fin
     a, b = one.runs[run]
     y = one.y[a:b]
     metric = one.series.metric
-    growth = without_growth(y, material_growth(metric, quiet.level, one.series.limit_bytes, thresholds))
+    material = material_growth(metric, quiet.level, one.series.limit_bytes, thresholds)
+    growth = without_growth(y, material, thresholds)
     return Finding(
         id=finding_id(one.series),
         entity=one.series.entity,

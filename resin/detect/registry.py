@@ -36,7 +36,7 @@ class Detector(Protocol):
     metrics: tuple[str, ...]
 
     def judge_many(self, series: Sequence[Series]) -> list[Finding]:
-        """One finding per series, in order."""
+        """One finding per series, in order, that depends on the series alone: it stands until that changes."""
         ...
 
 

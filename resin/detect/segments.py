@@ -41,7 +41,8 @@ def restarts(y: Array, *, ratio: float = DEFAULT.restart_ratio) -> list[tuple[in
     """Half-open index ranges of the runs between restarts.
 
     A restart is a fall below `ratio` of the median of the five samples before. A garbage collection that
-    returns less than half is no restart; the identity (pid, start time) of live entities settles the rest.
+    returns less than half is no restart; where the identity (pid, start time) is known, it settles the rest
+    (`judged_runs`).
     """
     n = y.size
     if n == 0:
@@ -78,10 +79,17 @@ def without_glitches(t: Array, y: Array, *, ratio: float = DEFAULT.restart_ratio
     return (t, y) if keep.all() else (t[keep], y[keep])
 
 
-def judged_runs(t: Array, y: Array, thresholds: Thresholds = DEFAULT) -> list[tuple[int, int]]:
-    """The runs long enough to be judged, in order of time."""
+def judged_runs(
+    t: Array, y: Array, thresholds: Thresholds = DEFAULT, *, one_process: bool = False
+) -> list[tuple[int, int]]:
+    """The runs long enough to be judged, in order of time.
+
+    A fall of memory of `one_process` is no restart, however deep: it was trimmed, collected or given back.
+    """
     least = max(thresholds.min_points, int(thresholds.min_segment_share * t.size))
     y = y[: y.size - _ending(y)]
+    if one_process:
+        return [(0, y.size)] if y.size >= least else []
     return [(a, b) for a, b in restarts(y, ratio=thresholds.restart_ratio) if b - a >= least]
 
 

@@ -21,10 +21,10 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     """
     e, x = evidence, thresholds
     if e.total <= max(material, 5.0 * e.noise):
-        return without_growth(y, material)
+        return without_growth(y, material, x)
     low, upper = quantiles(y, 0.05, 0.95)
     span = upper - low
-    if e.total < span and big_falls(y) >= 3 and is_saw(y, 0.5 * span):
+    if e.total < span and _teeth(y, span, x):
         return "saw-tooth"  # the last tooth is not complete: its foot is not yet the floor
     if e.slows_down and e.whole_quarters[3] > 0.05 * e.total:
         return "sublinear"
@@ -39,12 +39,17 @@ def growth_class(evidence: Evidence, y: Array, material: float, thresholds: Thre
     return "steady"
 
 
-def without_growth(y: Array, material: float) -> GrowthClass:
+def _teeth(y: Array, span: float, thresholds: Thresholds) -> bool:
+    """Three falls or more by half of `span`, each after a slow rise, in a history long enough to tell."""
+    return y.size >= thresholds.min_saw_points and big_falls(y) >= 3 and is_saw(y, 0.5 * span)
+
+
+def without_growth(y: Array, material: float, thresholds: Thresholds) -> GrowthClass:
     """Class of a run whose floor does not rise: flat, spike or saw-tooth."""
     low, median, upper, high = quantiles(y, 0.05, 0.5, 0.95, 1.0)
     if high - median <= max(material, 0.02 * abs(median)):
         return "flat"
-    if big_falls(y) >= 3 and is_saw(y, 0.5 * (upper - low)):
+    if _teeth(y, upper - low, thresholds):
         return "saw-tooth"
     above = float(np.mean(y > median + 0.5 * (high - median)))
     if high - median > max(0.1 * abs(median), 3.0 * (upper - low)) or above < 0.1:

@@ -33,6 +33,7 @@ class Thresholds:
     min_trace_share: float = 0.1  # of the whole trace: likewise
     min_ramp_windows: int = 8
     max_one_step: float = 0.4  # share of the growth in one window: above, it is a jump, not a leak
+    min_saw_points: int = 96  # of a run: three teeth of 32 samples; in fewer, three falls may be any load
     min_steps: int = 4  # windows that hold 80 % of the growth
     min_quarter: float = 0.05  # each quarter of the ramp holds this share of the growth
     min_drift_t: float = 3.0  # Student t over eight parts of the ramp: p of 0.01 with 7 degrees of freedom

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..config import Config
+from ..detect import Judgements, detectors, scan
 from ..model import Action, Diagnosis, Finding
 from ..store.base import SeriesStore
 from ..store.duck import Store
@@ -44,18 +45,19 @@ class Findings:
         self.last_error: str | None = None
         self.runs = 0
         self.elided = 0
+        self.judgements = Judgements()
         self._busy = threading.Lock()
         self._pending: dict[str, dict[str, dict[str, Any]]] = {}  # host -> finding id -> finding
 
     def detect(self, *, now_s: float | None = None) -> list[dict[str, Any]]:
         """Scan once and write what changed; returns the open findings. One scan runs at a time."""
-        from ..detect import scan
-
         with self._busy:
             now = time.time() if now_s is None else now_s
             started = time.monotonic()
             try:
-                found = [self._refined(finding) for finding in scan(self.source, now_s=now)]
+                with self.judgements.one_pass(detectors()) as using:
+                    said = scan(self.source, now_s=now, using=using)
+                found = [self._refined(finding) for finding in said]
             except Exception as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 raise

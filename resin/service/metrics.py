@@ -60,6 +60,11 @@ def exposition(store: Store, committer: Committer, findings: Findings) -> str:
             _family("resin_detection_duration_seconds", "gauge", "How long the last pass took.",
                     [({}, findings.last_duration_s)])
         )  # fmt: skip
+        judged = findings.judgements
+        parts.append(
+            _family("resin_detection_series", "gauge", "Series of the last pass: judged anew, or as they were before.",
+                    [({"judged": "anew"}, judged.judged), ({"judged": "before"}, judged.reused)])
+        )  # fmt: skip
     shown = [f for f in open_ones if f["verdict"] != "bounded"][:MAX_FINDINGS]
     for name, field, factor, help_text in (
         ("resin_finding_severity", "severity", 1.0, "Severity of an open finding, 0 to 1."),

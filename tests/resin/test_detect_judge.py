@@ -19,10 +19,23 @@ from resin.simulate.families import families
 MIB = 1048576.0
 
 
-def series(values, *, step_s=60.0, limit=8192 * MIB, metric="anon_bytes", work=None, times=None) -> Series:
+PROCESS = Entity("h", "job", 7, 0.0)
+CONTAINER = Entity("h", "container")  # its processes may be started again
+
+
+def series(
+    values,
+    *,
+    step_s=60.0,
+    limit=8192 * MIB,
+    metric="anon_bytes",
+    work=None,
+    times=None,
+    entity=PROCESS,
+) -> Series:
     times = np.arange(len(values)) * step_s if times is None else times
     return Series(
-        Entity("h", "job", 7, 0.0),
+        entity,
         metric,
         tuple(float(t) for t in times),
         tuple(float(v) for v in values),
@@ -107,15 +120,61 @@ def test_switching_load_alone_is_no_leak():
 def test_restart_ends_one_run_and_begins_another():
     leaking = 300 * MIB + np.arange(400) * 2 * MIB
     y = np.concatenate([leaking, 200 * MIB + noise(300)])
-    finding = judge(series(y))
+    finding = judge(series(y, entity=CONTAINER))
     assert finding.verdict == "leak"
     assert finding.end_s == pytest.approx(399 * 60)
 
 
 def test_a_process_that_outlived_a_leak_of_the_one_before_does_not_leak():
     leaking = 300 * MIB + np.arange(400) * 2 * MIB
-    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(200)]))).verdict == "leak"
-    assert judge(series(np.concatenate([leaking, 200 * MIB + noise(420)]))).verdict == "bounded"
+    short, long = (np.concatenate([leaking, 200 * MIB + noise(n)]) for n in (200, 420))
+    assert judge(series(short, entity=CONTAINER)).verdict == "leak"
+    assert judge(series(long, entity=CONTAINER)).verdict == "bounded"
+
+
+def test_a_fall_of_one_known_process_is_no_restart():
+    """The same numbers: of a container a leak and its restart, of a process memory that was given back."""
+    leaking = 300 * MIB + np.arange(400) * 2 * MIB
+    y = np.concatenate([leaking, 200 * MIB + noise(200)])
+    assert judge(series(y, entity=CONTAINER)).verdict == "leak"
+    without_start_time = Entity("h", "job", 7)
+    assert judge(series(y, entity=without_start_time)).verdict == "leak"
+    assert judge(series(y)).verdict == "bounded"
+
+
+def test_deep_teeth_of_one_process_are_its_collector():
+    y = 100 * MIB + (np.arange(720) % 120) * 3 * MIB + noise(720, 0.3)
+    of_process, of_container = judge(series(y)), judge(series(y, entity=CONTAINER))
+    assert (of_process.verdict, of_process.growth_class) == ("bounded", "saw-tooth")
+    assert (of_container.verdict, of_container.growth_class) == ("leak", "saw-tooth")
+
+
+def test_a_leak_goes_on_after_one_process_gave_most_of_its_memory_back():
+    """A model is unloaded, caches are dropped: what leaks beside them is followed over the fall."""
+    at = np.arange(720)
+    y = 300 * MIB + at * 2 * MIB + np.where(at < 200, 4000 * MIB, 0) + noise(720)
+    finding = judge(series(y))
+    assert finding.verdict == "leak"
+    assert finding.slope_bytes_per_hour == pytest.approx(120 * MIB, rel=0.1)
+
+
+def test_a_saw_is_told_from_96_samples_on():
+    def found(points):
+        finding = judge(series(300 * MIB + (np.arange(points) % 24) * 8 * MIB + noise(points, 0.3)))
+        return finding.verdict, finding.growth_class
+
+    assert found(96) == ("bounded", "saw-tooth")
+    verdict, growth_class = found(90)
+    assert verdict != "leak" and growth_class != "saw-tooth"
+
+
+def test_restarts_that_leak_are_a_saw_from_96_samples_on():
+    def found(length):
+        run = 200 * MIB + np.arange(length) * 20 * MIB
+        return judge(series(np.concatenate([run, run]), entity=CONTAINER))
+
+    assert (found(40).verdict, found(40).growth_class) == ("leak", "steady")
+    assert (found(48).verdict, found(48).growth_class) == ("leak", "saw-tooth")
 
 
 def test_growth_that_has_all_but_stopped_in_its_last_quarter_is_no_leak():
@@ -135,7 +194,7 @@ def test_many_jumps_ask_for_an_evener_drift_between_them():
 
 def test_two_leaking_runs_are_a_saw_tooth():
     run = 200 * MIB + np.arange(300) * 3 * MIB
-    finding = judge(series(np.concatenate([run, run])))
+    finding = judge(series(np.concatenate([run, run]), entity=CONTAINER))
     assert (finding.verdict, finding.growth_class) == ("leak", "saw-tooth")
 
 

@@ -97,6 +97,22 @@ def test_findings_from_samples_to_answers(client):
     assert client.get("/api/v1/findings/none").status_code == 404
 
 
+def test_series_of_processes_that_ended_are_not_judged_again(client):
+    client.post("/api/v1/ingest", content=body(leak_samples()), headers=GZIP)
+    for _ in range(3):
+        client.post("/api/v1/detect")
+    before = client.get("/api/v1/findings").json()["findings"]
+    told = client.get("/metrics").text
+    assert 'resin_detection_series{judged="anew"} 0' in told
+    assert 'resin_detection_series{judged="before"} 4' in told  # memory and descriptors of two processes
+    client.post(
+        "/api/v1/ingest", content=body([Sample(STEADY, NOW, {"anon_bytes": 3e8})], seq=1), headers=GZIP
+    )
+    client.post("/api/v1/detect")
+    assert 'resin_detection_series{judged="anew"} 1' in client.get("/metrics").text
+    assert [f["id"] for f in client.get("/api/v1/findings").json()["findings"]] == [f["id"] for f in before]
+
+
 def test_long_series_keep_their_extremes(client, store):
     store.append([Sample(STEADY, float(i), {"anon_bytes": 1e9 if i == 7777 else 5.0}) for i in range(20_000)])
     one = client.get("/api/v1/series", params={"metric": "anon_bytes", "entity": STEADY.key}).json()[

@@ -4,10 +4,8 @@ Standard library only, Python 3.8 or later. Loaded by the sitecustomize beside i
 sys.remote_exec to a running Python 3.14. Nothing is traced until a request comes, and tracing ends with it.
 """
 
-import collections
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import sys
@@ -93,36 +91,6 @@ def trim():
         "resident_bytes": before,
         "pause_ms": 1000.0 * (time.perf_counter() - started),
     }
-
-
-def types(seconds=1.0, most=20):
-    """Growth of the number of tracked objects by type over `seconds`. The walks hold the GIL.
-
-    A kind counts that became more in both halves of the time: what was made once is nobody's leak.
-    """
-
-    def count():
-        # Counted in C: a loop in Python over the objects of a torch program would take ten times as long.
-        return collections.Counter(map(type, gc.get_objects()))
-
-    readings = []
-    pause = 0.0
-    for wait_s in (0.0, 0.5 * seconds, 0.5 * seconds):
-        time.sleep(wait_s)
-        started = time.perf_counter()
-        readings.append(count())
-        pause += time.perf_counter() - started
-    first, second, third = readings
-    grown: dict = {}
-    for kind, number in (third - second).items():
-        if second[kind] > first[kind]:
-            name = f"{kind.__module__}.{kind.__qualname__}"
-            grown[name] = grown.get(name, 0) + number + second[kind] - first[kind]
-    # The program's own kinds first: each of their objects brings dicts, cells and lists with it.
-    ordered = sorted(grown.items(), key=lambda item: (item[0].startswith("builtins."), -item[1], item[0]))[
-        :most
-    ]
-    return {"growth": [{"type": k, "count": n} for k, n in ordered if n > 0], "pause_ms": 1000.0 * pause}
 
 
 def _by_place(snapshot):
@@ -281,11 +249,8 @@ def _innermost(frame):
     return (best.f_code.co_filename, best.f_lineno, best.f_code.co_name)
 
 
-def _ledger(seconds):
-    """Run the ledger of resin_ledger.py, which lies beside this file or was sent along with it."""
-    used = _malloc_used()
-    if used is None or sys.implementation.name != "cpython":
-        return {"error": "needs CPython with glibc 2.33 or later"}
+def _native():
+    """What resin_ledger.py defines: it lies beside this file or was sent along with it."""
     path = os.path.join(os.path.dirname(_SELF), "resin_ledger.py")
     source = globals().get("LEDGER_SOURCE")
     if source is None:
@@ -293,6 +258,16 @@ def _ledger(seconds):
             source = file.read()
     names: dict = {"__name__": "resin_ledger", "__file__": path}
     exec(compile(source, path, "exec"), names)
+    return names
+
+
+def _ledger(seconds):
+    """Run the ledger over the lines of the user's code."""
+    used = _malloc_used()
+    if used is None or sys.implementation.name != "cpython":
+        return {"error": "needs CPython with glibc 2.33 or later"}
+    names = _native()
+    path = names["__file__"]
     return names["ledger"](used, lambda name: name in (_SELF, path) or _is_library(name), seconds)
 
 
@@ -305,7 +280,7 @@ def answer(request):
     if op == "trim":
         return trim()
     if op == "types":
-        return types(float(request.get("seconds", 1.0)))
+        return _native()["types"](float(request.get("seconds", 1.0)))
     if op == "ledger":
         return _ledger(float(request.get("seconds", 2.0)))
     return {"error": f"unknown op {op!r}; known: window, allocator, trim, types, ledger"}

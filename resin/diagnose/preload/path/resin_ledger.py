@@ -1,12 +1,46 @@
-"""Runs inside the target: which lines leave malloc holding more than before. Loaded by resin_inprocess on request.
+"""Runs inside the target: which objects become more, and which lines leave malloc holding more than before.
+
+For memory that tracemalloc does not see. Loaded by resin_inprocess on request.
 
 Standard library only, Python 3.8 or later, CPython with glibc.
 """
 
+import collections
 import ctypes
+import gc
 import sys
 import threading
 import time
+
+
+def types(seconds=1.0, most=20):
+    """Growth of the number of tracked objects by type over `seconds`. The walks hold the GIL.
+
+    A kind counts that became more in both halves of the time: what was made once is nobody's leak.
+    """
+
+    def count():
+        # Counted in C: a loop in Python over the objects of a torch program would take ten times as long.
+        return collections.Counter(map(type, gc.get_objects()))
+
+    readings = []
+    pause = 0.0
+    for wait_s in (0.0, 0.5 * seconds, 0.5 * seconds):
+        time.sleep(wait_s)
+        started = time.perf_counter()
+        readings.append(count())
+        pause += time.perf_counter() - started
+    first, second, third = readings
+    grown: dict = {}
+    for kind, number in (third - second).items():
+        if second[kind] > first[kind]:
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            grown[name] = grown.get(name, 0) + number + second[kind] - first[kind]
+    # The program's own kinds first: each of their objects brings dicts, cells and lists with it.
+    ordered = sorted(grown.items(), key=lambda item: (item[0].startswith("builtins."), -item[1], item[0]))[
+        :most
+    ]
+    return {"growth": [{"type": k, "count": n} for k, n in ordered if n > 0], "pause_ms": 1000.0 * pause}
 
 
 class _Ledger:
