@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 
 from torchsparta.attention import SparseAttention, nearby_3d, patch_order, sliding_window
-from torchsparta.cost import Rates, calibrate, predict_parts, rates_for
+from torchsparta.calibration import calibrate
+from torchsparta.cost import Rates, predict_parts
 from torchsparta.cover import cover
 from torchsparta.formats import SparseFormat
 from torchsparta.formats.quantized import channel_scale
+from torchsparta.rates import rates_for
 from torchsparta.specialise import can_execute, specialise
 from torchsparta.specialised import pattern_mask
 

@@ -35,7 +35,7 @@ _EXPORTS = {
     "SparseSite": "torchsparta.transform",
     "predict": "torchsparta.specialised",
     "pattern_mask": "torchsparta.specialised",
-    "calibrate": "torchsparta.cost",
+    "calibrate": "torchsparta.calibration",
     "SparseLinear": "torchsparta.modules",
     "SparseConv2d": "torchsparta.modules",
     "SparseBmm": "torchsparta.modules",

@@ -69,7 +69,7 @@ def _show(found: object) -> None:
 def _bench(options: argparse.Namespace) -> int:
     import torch
 
-    from .cost import calibrate
+    from .calibration import calibrate
     from .race import race
 
     if options.threads:

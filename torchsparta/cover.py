@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .cost import BESIDE_BLOCKS, Prediction, Rates, dense_time, fine_tile, predict_parts, rates_for, time_of
+from .cost import BESIDE_BLOCKS, Prediction, Rates, dense_time, fine_tile, predict_parts, time_of
 from .formats import (
     NM,
     Block,
@@ -28,6 +28,7 @@ from .formats import (
     fits_nm,
 )
 from .formats.base import Work
+from .rates import rates_for
 from .specialise.rows import EXACT_COLUMNS
 from .vector_unit import vector_unit
 

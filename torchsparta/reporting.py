@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from .api import SiteRecord, SparsityInfo
-from .cost import measure as seconds_of
+from .calibration import measure as seconds_of
 from .errors import SpartaError
 from .formats import SparseFormat
 from .propagation.analysis import Propagation

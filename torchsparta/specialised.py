@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SparseAttention
-from .cost import PATCH_FACTOR, Rates, rates_for
+from .cost import PATCH_FACTOR, Rates
 from .cover import Cover, cover
 from .modules import SparseConv2d, SparseLinear
+from .rates import rates_for
 from .specialise.pieces import ACTIVATIONS, ConvSpec
 from .specialise.program import can_execute, interpreting
 from .transform import DenseAttention, DenseSite, SparseSite

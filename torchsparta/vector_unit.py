@@ -16,11 +16,12 @@ from torchroller.triton_cpu.cpu import caches, select_cpu
 
 @dataclass(frozen=True)
 class VectorUnit:
-    """float32 lanes of a register, number of registers, bytes of first-level data cache of one core."""
+    """float32 lanes of a register, number of registers, bytes of the first two levels of data cache of one core."""
 
     lanes: int
     registers: int
     l1_bytes: int
+    l2_bytes: int = 1 << 20
 
     @property
     def wide(self) -> bool:
@@ -74,9 +75,10 @@ WIDE = VectorUnit(lanes=16, registers=32, l1_bytes=48 * 1024)
 def _host() -> VectorUnit:
     cpu = select_cpu()
     l1_bytes = caches().l1d_bytes or 32 * 1024
+    l2_bytes = caches().l2_bytes or 1 << 20
     if cpu.vector_bits >= 512:
-        return VectorUnit(16, 32, l1_bytes)
-    return VectorUnit(max(4, cpu.vector_bits // 32), 16, l1_bytes)
+        return VectorUnit(16, 32, l1_bytes, l2_bytes)
+    return VectorUnit(max(4, cpu.vector_bits // 32), 16, l1_bytes, l2_bytes)
 
 
 def vector_unit(device: torch.device | str = "cpu") -> VectorUnit:

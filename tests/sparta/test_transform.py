@@ -8,10 +8,11 @@ from torch import nn
 
 import torchsparta
 from torchroller.device import DeviceSpec
-from torchsparta.cost import Rates, shipped_rates, time_of
+from torchsparta.cost import Rates, time_of
 from torchsparta.cover import cover
 from torchsparta.formats import Block, FineGrained, QuantizedInt8
 from torchsparta.modules import SparseConv2d, SparseLinear
+from torchsparta.rates import shipped_rates
 from torchsparta.specialise import SpecialisedLinear
 from torchsparta.specialised import pattern_mask, predict, specialised
 from torchsparta.tesa import Quant, TeSA
