@@ -34,6 +34,7 @@ from torchroller.timing import Timing, machine, summarise  # noqa: E402
 DEFAULT = ["eager", "inductor", "inductor-max", "onnxruntime", "openvino", "roller"]
 RESULTS = Path(__file__).parent / "results"
 _BUSY_LOAD = 0.7  # load average above which something else runs on the machine
+_SAME = ("processor", "isa", "cores", "threads", "versions")  # of machines whose figures may share a file
 _SLOWEST = ("inductor-max", "inductor")  # to compile: left out first where time runs short
 
 
@@ -183,6 +184,15 @@ def markdown(results: list[dict], about: dict) -> str:
     return "\n".join(out) + "\n"
 
 
+def merged(earlier: dict, results: list[dict]) -> list[dict]:
+    """New results among those of an earlier run, which keep the date and the commit that they were measured with."""
+    new = {r["case"]: r for r in results}
+    before = {k: earlier["machine"][k] for k in ("when", "commit")}
+    old = {r["case"]: {"measured": before, **r} for r in earlier["results"] if r["case"] not in new}
+    order = {c.name: number for number, c in enumerate(CASES)}
+    return sorted((old | new).values(), key=lambda r: order.get(r["case"], len(order)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -201,6 +211,11 @@ def main() -> int:
         help="minutes; when they run out, Inductor is left out (and said so)",
     )
     parser.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        help="replace the cases in these figures of the same machine; others keep their date",
+    )
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
     names = args.peers.split(",")
@@ -217,6 +232,14 @@ def main() -> int:
     path = args.json
     if path is None and not args.only:
         path = RESULTS / f"cpu-{facts['isa']}-{facts['cores']}.json"
+    earlier = json.loads(args.into.read_text()) if args.into else None
+    if earlier is not None:
+        path = args.into
+        differing = [k for k in _SAME if earlier["machine"].get(k) != facts[k]]
+        if differing:
+            parser.error(
+                f"{path} was measured elsewhere: {', '.join(differing)} differ; use --json for a new file"
+            )
     results: list[dict] = []
     pool: dict[str, Contender] = {}
     start = time.monotonic()
@@ -241,7 +264,8 @@ def main() -> int:
             print(describe(result), flush=True)
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n")
+                figures = merged(earlier, results) if earlier else results
+                path.write_text(json.dumps({"machine": facts, "results": figures}, indent=1) + "\n")
     finally:
         for contender in pool.values():
             contender.stop()

@@ -161,11 +161,24 @@ def skipped(results: list[dict]) -> list[str]:
     return lines
 
 
+def measured_earlier(results: list[dict]) -> list[str]:
+    """One line for each earlier run that some cases are from."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for r in results:
+        if "measured" in r:
+            found.setdefault((r["measured"]["when"], r["measured"]["commit"]), []).append(r["case"])
+    return [
+        line
+        for (when, commit), cases in found.items()
+        for line in ("", f"Measured earlier, on {when} with commit {commit}: {', '.join(cases)}.")
+    ]
+
+
 def section(name: str, data: dict) -> str:
     machine, results = data["machine"], data["results"]
     if of_operators(data):
         return operator_report.section(name, heading(machine), facts(machine), data)
-    out = [f"## {heading(machine)}", "", facts(machine), "", standing(results), "",
+    out = [f"## {heading(machine)}", "", facts(machine), *measured_earlier(results), "", standing(results), "",
            f"![speed-up over eager PyTorch](images/bench-{name}.svg)"]  # fmt: skip
     for group, cases in by_group(results).items():
         ratios = [x for r in cases if (x := against_fastest(r)) is not None]

@@ -214,3 +214,19 @@ def test_operators_have_a_curve_for_each_claim_and_leave_the_readme_alone(operat
         0 <= float(c.get("cx")) <= 900 and 0 <= float(c.get("cy")) <= 380 for c in tree.iter(f"{svg}circle")
     )
     assert "bench-operators" not in operators[2].read_text() and "| bert |" in operators[2].read_text()
+
+
+def test_cases_measured_again_replace_theirs_and_the_others_keep_their_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = load("bench")
+    first, second = (c.name for c in bench.CASES[:2])
+    earlier = {
+        "machine": machine(),
+        "results": [case(first, "matmul", roller=row(2.0)), case(second, "matmul", roller=row(3.0))],
+    }
+    found = bench.merged(earlier, [case(second, "matmul", roller=row(1.0))])
+    assert [r["case"] for r in found] == [first, second]
+    assert found[0]["measured"] == {"when": "2026-01-02", "commit": "abc"} and "measured" not in found[1]
+    assert found[1]["rows"]["roller"]["median_s"] == 1e-3
+    text = report.section("x", {"machine": machine(when="2026-02-03", commit="def"), "results": found})
+    assert f"Measured earlier, on 2026-01-02 with commit abc: {first}." in text
