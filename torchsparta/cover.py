@@ -37,6 +37,7 @@ DOT_BLOCKS = (16, 32)
 BLOCK_TILE = Tile(32)
 ENTRY_BYTES = 4
 MIXED_GAIN = 0.95
+WORTH_S = 3e-6  # of predicted gain; below it a layer stays PyTorch's
 
 Packer = Callable[[Tensor, Tensor], tuple[SparseFormat, ...]]
 
@@ -46,7 +47,7 @@ class Cover:
     """The chosen way. parts is None where PyTorch's dense product is predicted to be fastest; else the weight is packed
     when they are first asked for.
 
-    table: every candidate's prediction, fastest first; why: one sentence for the report; packer: packs new
+    table: every candidate's prediction, the chosen one first; why: one sentence for the report; packer: packs new
     values of the same weight the same way (training).
     """
 
@@ -287,13 +288,16 @@ def cover(
     )
     if not integer:
         ways.append((dense, None))
-    ways.sort(key=lambda way: way[0].time_s)
+    # A layer that is left as it is keeps its class and its weight; a gain below the cost of a call is not worth those.
+    ways.sort(key=lambda way: way[0].time_s - (0.0 if way[1] else WORTH_S))
     best, chosen = ways[0]
     table = tuple(p for p, _ in ways)
     share = counts.total / mask.numel() if mask.numel() else 1.0
     runner = f"; next: {ways[1][0].format}, {ways[1][0].time_s * 1e6:.0f} us" if len(ways) > 1 else ""
     head = f"{1 - share:.1%} pruned, {tokens * images} tokens: "
     if chosen is None:
+        if len(ways) > 1 and ways[1][0].time_s < dense_s:
+            runner += f", which gains less than {WORTH_S * 1e6:.0f} us"
         why = head + f"stays dense, predicted {dense_s * 1e6:.0f} us{runner}"
         return Cover(None, dense_pack, table, why, dense_s)
     packer = quantised_pack(chosen.packer, bits, scale) if quantised and scale is not None else chosen.packer

@@ -9,6 +9,7 @@ from torchroller.device import DeviceSpec
 from torchroller.host import Calibration
 from torchsparta import rates as module
 from torchsparta.cost import time_of
+from torchsparta.cover import cover
 from torchsparta.formats import FineGrained, Tile
 from torchsparta.rates import MEASURED, keep, rates_for, shipped_rates
 from torchsparta.specialised import pattern_mask, predict
@@ -87,3 +88,11 @@ def test_kept_rates_are_read_again(tmp_path, monkeypatch):
     module._in_process.clear()
     module.cache_file().write_text("{")
     assert rates_for("cpu").source != "kept by a test"
+
+
+def test_a_tiny_layer_stays_as_it_is():
+    """12 x 12 on four tokens: what a kernel could gain is less than a call costs."""
+    weight = torch.randn(12, 12)
+    found = cover(weight, torch.ones(12, 12), 4, rates=ZEN4.rates)
+    assert found.table[1].time_s < found.dense_s
+    assert found.parts is None and "gains less than 3 us" in found.why
