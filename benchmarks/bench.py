@@ -210,8 +210,9 @@ def main() -> int:
         default=25.0,
         help="minutes; when they run out, Inductor is left out (and said so)",
     )
-    parser.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
-    parser.add_argument(
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--json", type=Path, help="write the figures here (default for all cases: results/)")
+    target.add_argument(
         "--into",
         type=Path,
         help="replace the cases in these figures of the same machine; others keep their date",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torchroller.spec import TRITON_MAX_NUMEL, size_text
 from torchroller.tile import ceil_div, next_pow2
-from torchroller.traffic import Tiled
+from torchroller.tiled import Tiled
 
 _PASSED_OVER = 1.5  # times the innermost cache: what lies beyond still streams from the next one
 _MAX_RESIDENT = 32  # programs per unit, whatever their size

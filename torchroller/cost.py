@@ -20,15 +20,12 @@ from torchroller.capacity import Launch, occupancy, split_dot
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, MemLevel, rate_text
 from torchroller.tile import ceil_div, padded
+from torchroller.tiled import CACHE_SHARE, Tiled, live_rows, register_block
 from torchroller.traffic import (
-    CACHE_SHARE,
     FEW_ROWS,
-    Tiled,
     cache_bytes,
     copied_bytes,
     late_bytes,
-    live_rows,
-    register_block,
     scratch_traffic,
     shared_bytes,
     turned,

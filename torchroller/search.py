@@ -31,7 +31,7 @@ from torchroller.expr import TensorExpr
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec
 from torchroller.tile import RProgram, RTile, ceil_div, next_pow2, padded
-from torchroller.traffic import Tiled, pairs, register_block, row_group, wave_tile
+from torchroller.tiled import Tiled, pairs, register_block, row_group, wave_tile
 
 _SCALE_UP_TILES = 40  # tiles visited by one scale-up
 _REFINE_TILES = 40  # tiles rated around the best ones

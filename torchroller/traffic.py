@@ -1,14 +1,11 @@
 """What a tile moves: bytes leaving each memory level, counted from the tile alone.
 
-    DRAM      each tensor once, and again for every walk along a grid axis whose reuse distance
-              exceeds the shared cache
-    shared    (L3 of a CPU, L2 of a GPU) the operand tiles of every program; a loop that walks its
-              data several times repeats when no private cache holds it
-    private   (L2 and L1 of a core) operands per reduction step, panels and accumulators that spill
-    scratch   (shared memory of a GPU) what warps read, given how they split the tile
-
-`Tiled` holds everything about a tile that does not depend on warps and stages, so that several launches
-of one tile share the work.
+DRAM      each tensor once, and again for every walk along a grid axis whose reuse distance
+          exceeds the shared cache
+shared    (L3 of a CPU, L2 of a GPU) the operand tiles of every program; a loop that walks its
+          data several times repeats when no private cache holds it
+private   (L2 and L1 of a core) operands per reduction step, panels and accumulators that spill
+scratch   (shared memory of a GPU) what warps read, given how they split the tile
 """
 
 from __future__ import annotations
@@ -18,18 +15,23 @@ from collections.abc import Sequence
 from operator import mul
 
 from torchroller.operand import Operand
-from torchroller.space import Space
-from torchroller.spec import DeviceSpec, MemLevel, MiB
-from torchroller.tile import ceil_div, next_pow2, padded, rest_widths
+from torchroller.spec import MemLevel
+from torchroller.tile import ceil_div, next_pow2
+from torchroller.tiled import (
+    CACHE_SHARE,
+    Tiled,
+    passed,
+    program_order,
+    register_block,
+    shared_room,
+    wave_tile,
+)
 from torchroller.triton_cpu import blocking
 
-# Of a CPU's shared cache a core can count on this much: neighbours (other cores, other virtual machines) use the rest.
-_SHARED_PER_CORE = 4 * MiB
 _TURNED_AHEAD = (
     4  # times that a run counts of which the next rows are read before it goes on, as blocks are turned
 )
 _STREAMS = 8  # runs of memory that prefetchers follow at the same time
-CACHE_SHARE = 0.7  # of a cache's capacity that reused data can count on; the rest is streamed through
 _ACCUMULATORS = 16  # vectors of partial sums that a column reduction keeps in registers
 _ROW_ACCUMULATORS = 8  # the same of a loop along rows: more of them are not written out (lowering/nests.py)
 _SPILLED = 24  # bytes per point where they do not fit: load, add and store, one waiting for the other
@@ -47,208 +49,13 @@ _MATRIX_UNIT_N = 256  # columns that one scratch-fed matrix instruction covers (
 _SCRATCH_FED_M = 64  # matrix instructions with at least this many rows read operands from scratch themselves
 
 
-class Tiled:
-    """A tile of a space: block extents of spatial axes and steps of reduce axes, with derived sizes.
-
-    step_bytes, program_bytes: per operand, the data of one reduction step and of a whole program
-    useful, charges: per operand, useful bytes of one contiguous run, and bytes moved per useful byte in whole
-    DRAM transactions
-    footprint, traffic: F and Q of the Roller paper: bytes of one step's tiles; bytes that all programs move
-    """
-
-    __slots__ = (
-        *("space", "device", "e", "whole", "grid", "steps", "block", "inner", "step_bytes", "program_bytes"),
-        *(
-            "once",
-            "looped",
-            "walked",
-            "a",
-            "b",
-            "m",
-            "n",
-            "rounds",
-            "useful",
-            "charges",
-            "footprint",
-            "traffic",
-        ),
-        *("_register_block", "_row_group", "_runs"),
-    )
-
-    def __init__(self, space: Space, device: DeviceSpec, e: Sequence[int]) -> None:
-        self.space, self.device, self.e = space, device, e
-        extents = space.extents
-        whole = list(e)
-        grid = steps = block = inner = 1
-        for i in space.spatial:
-            grid *= -(-extents[i] // e[i])
-            block *= e[i]
-        for i in space.reduce:
-            whole[i] = extents[i]
-            trips = -(-extents[i] // e[i])
-            steps *= trips
-            rest = extents[i] % e[i]
-            # as it is emitted: columns that fill no whole step are narrower steps of their own
-            narrow = rest and space.has_dot and device.is_cpu
-            inner *= extents[i] - rest + sum(rest_widths(rest)) if narrow else trips * e[i]
-        self.whole, self.grid, self.steps, self.block, self.inner = whole, grid, steps, block, inner
-        self.step_bytes: list[int] = []
-        self.program_bytes: list[int] = []
-        self.useful: list[int] = []
-        self.charges: list[float] = []
-        width = device.dram.transaction_bytes
-        once = looped = walked = a = b = 0
-        moved = 0.0
-        for o in space.operands:
-            step = o.nbytes(e)
-            program = o.nbytes(whole) if o.passes else step
-            useful, span = o.run(e, width)
-            charge = -(-span // width) * width / useful
-            self.step_bytes.append(step)
-            self.program_bytes.append(program)
-            self.useful.append(useful)
-            self.charges.append(charge)
-            once += program
-            moved += program * charge
-            if o.passes:
-                walked += program * o.passes
-                looped += program
-            else:
-                walked += program
-            if o.side == "a":
-                a += step
-            elif o.side == "b":
-                b += step
-        self.once, self.looped, self.walked, self.a, self.b = once, looped, walked, a, b
-        self.footprint = sum(self.step_bytes)
-        self.traffic = moved * grid
-        self.m = math.prod([e[i] for i in space.m_axes])
-        self.n = math.prod([e[i] for i in space.n_axes])
-        self.rounds = -(-grid // device.units)
-        self._register_block: tuple[int, int] | None = None
-        self._row_group: int | None = None
-        self._runs: dict[int, list[tuple[float, int]]] = {}
-
-    def runs(self, operand: int) -> list[tuple[float, int]]:
-        found = self._runs.get(operand)
-        if found is None:
-            found = self._runs[operand] = _runs(self, operand)
-        return found
-
-    @property
-    def accumulator_bytes(self) -> int:
-        return 4 * self.block if self.space.has_dot else 0
-
-
-def register_block(t: Tiled) -> tuple[int, int]:
-    """Rows and columns of the CPU micro-kernel for a block."""
-    if t._register_block is None:
-        lanes = t.device.lanes(4)
-        rows, vectors = blocking.register_block(t.device.micro_kernels, t.m, t.n, lanes)
-        t._register_block = rows, vectors * lanes
-    return t._register_block
-
-
-def pairs(t: Tiled) -> int:
-    """Neighbours along k that one instruction of a CPU multiplies: 2 where it has a dot product of bfloat16."""
-    peak = t.space.peak(t.device)
-    if not (t.device.is_cpu and t.space.has_dot and peak.dtype == "bfloat16" and peak.matrix_flops):
-        return 1
-    return peak.instruction[2] if register_block(t)[1] >= t.device.lanes(4) else 1
-
-
-def live_rows(t: Tiled) -> float:
-    """Share of the rows of all tiles that a CPU computes: it skips the register blocks that lie behind the last row."""
-    share = 1.0
-    height, _ = register_block(t)
-    for i in t.space.m_axes:
-        extent, tile = t.space.extents[i], t.e[i]
-        rest = extent % tile
-        if rest and tile > height:
-            share *= (extent - rest + padded(rest, height)) / padded(extent, tile)
-    return share
-
-
-def row_axis(t: Tiled) -> int:
-    """The axis of rows that a contraction tiles; other axes of rows are numbered by the grid."""
-    return max(t.space.m_axes, key=lambda i: (t.e[i], t.space.extents[i]))
-
-
-def row_group(t: Tiled) -> int:
-    """Tiles of rows that a contraction runs through before it goes to the next tile of columns; 0 where all of them.
-
-    A CPU takes as many as its share of the shared cache keeps over all of k, a GPU as many as the device says. It
-    divides the tiles of rows, and only powers of two are asked for.
-    """
-    if t._row_group is None:
-        t._row_group = _find_row_group(t)
-    return t._row_group
-
-
-def _find_row_group(t: Tiled) -> int:
-    space, device = t.space, t.device
-    if not (space.has_dot and space.m_axes and space.n_axes):
-        return 0
-    tiles = ceil_div(space.extents[row_axis(t)], t.e[row_axis(t)])
-    most = device.raster_group
-    if device.is_cpu:
-        sides = {o.side: n for o, n in zip(space.operands, t.program_bytes) if o.side}
-        room = _shared_room(device) - sides.get("b", 0) * device.units
-        most = int(room // max(1, sides.get("a", 1))) if room > 0 else 1
-    if most >= tiles:
-        return 0
-    group = tiles & -tiles  # the largest power of two that divides it
-    while group > max(1, most):
-        group //= 2
-    return group
-
-
-def _shared_room(device: DeviceSpec) -> float:
-    """Bytes of the cache that units share which reused data can count on; without one, their own caches together."""
-    private = device.private_levels[0].capacity_bytes if device.is_cpu and device.private_levels else 0
-    if not device.shared_levels:
-        return CACHE_SHARE * private * device.units
-    room = CACHE_SHARE * device.shared_levels[-1].capacity_bytes
-    return min(room, float(_SHARED_PER_CORE * device.units)) if device.is_cpu else room
-
-
-def _program_order(t: Tiled) -> list[int]:
-    """Spatial axes in the order in which programs are numbered, slowest first: rows move fastest in a contraction."""
-    space = t.space
-    if not (space.has_dot and space.m_axes and space.n_axes):
-        return list(space.spatial)
-    rows = row_axis(t)
-    others = [i for i in space.spatial if i not in space.m_axes and i not in space.n_axes]
-    other_rows = [i for i in space.m_axes if i != rows]
-    if row_group(t):
-        return [*others, *other_rows, *space.n_axes, rows]
-    return [*others, *space.n_axes, *other_rows, rows]
-
-
-def _passed(t: Tiled, axis: int) -> int:
-    """Points along an axis that are done before the axes outside it move."""
-    whole = t.space.extents[axis]
-    group = row_group(t)
-    return min(whole, group * t.e[axis]) if group and axis == row_axis(t) else whole
-
-
-def wave_tile(t: Tiled, occupancy: int) -> list[int]:
-    """The part of the space that all units hold at one time, in the order emitters number programs."""
-    wave = list(t.whole)
-    left = t.device.units * occupancy
-    for i in reversed(_program_order(t)):
-        take = max(1, min(left, ceil_div(_passed(t, i), t.e[i])))
-        wave[i], left = take * t.e[i], left // take
-    return wave
-
-
 def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
     """Bytes that leave the shared cache, and bytes that leave DRAM, for the whole kernel."""
     space, device = t.space, t.device
     private = device.private_levels[0].capacity_bytes if device.is_cpu and device.private_levels else 0
     walks_again = t.steps > 1 and t.looped > private
     cache = device.shared_levels[-1] if device.shared_levels else None
-    capacity = _shared_room(device)
+    capacity = shared_room(device)
     walks_dram = walks_again and t.looped * device.units * occupancy > capacity
     wave = wave_tile(t, occupancy)
     crossed = [i for i in space.spatial if wave[i] < space.extents[i]]
@@ -267,7 +74,7 @@ def shared_bytes(t: Tiled, occupancy: int) -> tuple[float, float]:
         again = walks if walks_dram else 1
         for i in far:
             if i not in o.axes:
-                together = wave[i] if _passed(t, i) == space.extents[i] else max(wave[i], _passed(t, i))
+                together = wave[i] if passed(t, i) == space.extents[i] else max(wave[i], passed(t, i))
                 again *= ceil_div(space.extents[i], together)
         dram += total * _charge(t, k, near_shared, device.dram) * broken[o.side == "b"] * again
     return shared, dram
@@ -293,7 +100,7 @@ def _fetching(t: Tiled, operand: int, capacity: int) -> float:
     share = 1.0
     if t.space.has_dot or not t.device.is_cpu or t.once > CACHE_SHARE * capacity:
         return share
-    for i in reversed(_program_order(t)):
+    for i in reversed(program_order(t)):
         tiles = ceil_div(t.space.extents[i], t.e[i])
         if tiles > 1 and i in t.space.operands[operand].axes:
             break
@@ -315,7 +122,7 @@ def _ramp(t: Tiled, operand: int, level: MemLevel) -> float:
     """Share of an operand's bytes that come before the prefetchers of a CPU follow their run."""
     if not level.ramp_bytes:
         return 0.0
-    return sum(share * min(run, level.ramp_bytes) / run for share, run in t.runs(operand))
+    return sum(share * min(run, level.ramp_bytes) / run for share, run in runs(t, operand))
 
 
 def late_bytes(t: Tiled) -> float:
@@ -328,12 +135,14 @@ def late_bytes(t: Tiled) -> float:
     return sum(t.space.total_bytes[k] * _ramp(t, k, t.device.dram) for k in late)
 
 
-def _runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
+def runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
     """(share, bytes) of an operand that is walked in runs of so many bytes, as the prefetchers of a CPU see it.
 
     A few runs that go side by side, each continued by what comes next (the next step, the next program), are streams:
     they are as long as that goes on. Of more than _STREAMS the rest starts afresh each time.
     """
+    if operand in t._runs:
+        return t._runs[operand]
     space, o = t.space, t.space.operands[operand]
     size = t.step_bytes[operand]
     run = min(size, t.useful[operand])
@@ -352,6 +161,7 @@ def _runs(t: Tiled, operand: int) -> list[tuple[float, int]]:
     found = [(afresh, started)] if afresh else []
     if afresh < 1.0:
         found.append((1.0 - afresh, _continued(t, o, run, size)))
+    t._runs[operand] = found
     return found
 
 
@@ -361,7 +171,7 @@ def _continued(t: Tiled, o: Operand, run: int, size: int) -> int:
         return _walked_on(t, o, run)
     extents = t.space.extents
     wide = list(t.e)
-    for i in (*reversed(t.space.reduce), *reversed(_program_order(t))):
+    for i in (*reversed(t.space.reduce), *reversed(program_order(t))):
         if i not in o.axes or wide[i] >= extents[i]:
             continue
         wide[i] = extents[i]
@@ -380,7 +190,7 @@ def _walked_on(t: Tiled, o: Operand, run: int) -> int:
     reach = reach if run == useful else run
     density = run / reach
     wide = list(t.e)
-    for i in (*reversed(t.space.reduce), *reversed(_program_order(t))):
+    for i in (*reversed(t.space.reduce), *reversed(program_order(t))):
         if i not in o.axes or wide[i] >= t.space.extents[i]:
             continue
         step = o.step_bytes(i) * t.e[i]
@@ -412,12 +222,12 @@ def _streamed(t: Tiled, capacity: float) -> Sequence[int]:
 def reuse_distance(t: Tiled, wave: list[int], axis: int) -> float:
     """Bytes touched between two uses of the same data along `axis`: what moves faster runs through completely."""
     reach = list(wave)
-    order = _program_order(t)
+    order = program_order(t)
     inside = order[order.index(axis) + 1 :]
-    if _passed(t, axis) < t.space.extents[axis]:  # rows in groups: all columns pass before the next group
+    if passed(t, axis) < t.space.extents[axis]:  # rows in groups: all columns pass before the next group
         inside = [axis, *t.space.n_axes]
     for i in inside:
-        reach[i] = _passed(t, i)
+        reach[i] = passed(t, i)
     return float(sum(o.nbytes(reach) for o in t.space.operands))
 
 

@@ -19,7 +19,7 @@ from torchroller.search import Construction
 from torchroller.space import Space
 from torchroller.spec import DeviceSpec, KiB
 from torchroller.tile import RProgram
-from torchroller.traffic import Tiled
+from torchroller.tiled import Tiled
 
 _VARIED = 2  # programs of each variant, the best ones that have it
 _LEAST_ARCH = 90

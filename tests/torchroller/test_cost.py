@@ -17,15 +17,8 @@ from torchroller.device import A100, B200, H100, MI300X, V100, KiB
 from torchroller.expr import Axis, TensorExpr, Value, Write
 from torchroller.search import construct
 from torchroller.space import Space
-from torchroller.traffic import (
-    Tiled,
-    cache_bytes,
-    register_block,
-    row_group,
-    scratch_traffic,
-    shared_bytes,
-    wave_tile,
-)
+from torchroller.tiled import Tiled, register_block, row_group, wave_tile
+from torchroller.traffic import cache_bytes, runs, scratch_traffic, shared_bytes
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "data" / "roller_v100_paper_ms.csv"
 
@@ -181,8 +174,8 @@ def test_rows_side_by_side_are_runs_of_their_own(zen5):
     space = Space(softmax(4096, 768))
     apart = Tiled(space, zen5, space.order({"m": 8, "n": 16}))
     together = Tiled(space, zen5, space.order({"m": 8, "n": 1024}))
-    assert apart.runs(0) == [(1.0, 768 * 4)]
-    assert together.runs(0) == [(1.0, 4096 * 768 * 4)]
+    assert runs(apart, 0) == [(1.0, 768 * 4)]
+    assert runs(together, 0) == [(1.0, 4096 * 768 * 4)]
 
 
 def test_packed_operands_need_no_long_rows(zen5):

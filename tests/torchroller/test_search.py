@@ -23,7 +23,7 @@ from torchroller.device import A100, H100, MI300X, SHIPPED, V100
 from torchroller.search import construct
 from torchroller.space import Space
 from torchroller.tile import ceil_div
-from torchroller.traffic import Tiled
+from torchroller.tiled import Tiled
 
 ZEN5 = zen5_spec()
 DEVICES = [*SHIPPED, ZEN5, zen5_spec(1)]
